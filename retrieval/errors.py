@@ -1,0 +1,197 @@
+"""Everything that can go wrong on purpose, as one small tree.
+
+    FootnoteError                  code, retryable, message that says what to do
+    ├── InvalidInput               the caller can mend it
+    │   ├── InvalidFilter
+    │   ├── InvalidCollectionName
+    │   ├── EmptyDocument
+    │   ├── UnsupportedDocument
+    │   ├── DocumentTooLarge
+    │   ├── UnreadableDocument
+    │   ├── EncryptedDocument
+    │   ├── ParseTimeout
+    │   └── ParseMemoryExceeded
+    ├── NotFound
+    │   ├── CollectionNotFound
+    │   ├── DocumentNotFound
+    │   └── JobNotFound
+    ├── Conflict
+    │   ├── DimensionMismatch
+    │   ├── EmbedderMismatch
+    │   ├── IdempotencyConflict
+    │   └── JobNotCancellable
+    ├── Overloaded                 retry_after seconds
+    ├── Unauthorized
+    ├── ConfigurationError         the operator can mend it
+    │   └── MissingDependency      names the command that installs it
+    └── ServiceError               another program failed us
+        ├── StoreUnavailable       retryable
+        ├── StoreRejected
+        ├── EmbedderUnavailable    retryable
+        ├── EmbedderRejected
+        ├── ModelUnavailable       retryable (a language model)
+        ├── ModelRejected
+        ├── CatalogUnavailable     retryable
+        └── StorageFull
+
+Adapters raise these from what their library raises. The tree knows nothing of HTTP or exit codes: `app.errors` maps codes to both.
+"""
+
+from __future__ import annotations
+
+
+class FootnoteError(Exception):
+    """Base of all errors that we raise on purpose; `str(error)` says what happened and what to do."""
+
+    code = "internal_error"
+    retryable = False
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds after which a retry makes sense, when the other side told us."""
+
+
+class InvalidInput(FootnoteError):
+    code = "invalid_input"
+
+
+class InvalidFilter(InvalidInput):
+    code = "invalid_filter"
+
+
+class InvalidCollectionName(InvalidInput):
+    code = "invalid_collection_name"
+
+
+class EmptyDocument(InvalidInput):
+    code = "empty_document"
+
+
+class UnsupportedDocument(InvalidInput):
+    code = "unsupported_document"
+
+
+class DocumentTooLarge(InvalidInput):
+    code = "document_too_large"
+
+
+class UnreadableDocument(InvalidInput):
+    """The bytes are not what they claim to be, or are broken."""
+
+    code = "unreadable_document"
+
+
+class EncryptedDocument(InvalidInput):
+    code = "encrypted_document"
+
+
+class ParseTimeout(InvalidInput):
+    code = "parse_timeout"
+
+
+class ParseMemoryExceeded(InvalidInput):
+    code = "parse_memory_exceeded"
+
+
+class NotFound(FootnoteError):
+    code = "not_found"
+
+
+class CollectionNotFound(NotFound):
+    code = "collection_not_found"
+
+
+class DocumentNotFound(NotFound):
+    code = "document_not_found"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class Conflict(FootnoteError):
+    code = "conflict"
+
+
+class DimensionMismatch(Conflict):
+    """A vector's length differs from the index's."""
+
+    code = "dimension_mismatch"
+
+
+class EmbedderMismatch(Conflict):
+    """The index was built by another embedding model than the one in use."""
+
+    code = "embedder_mismatch"
+
+
+class IdempotencyConflict(Conflict):
+    code = "idempotency_conflict"
+
+
+class JobNotCancellable(Conflict):
+    code = "job_not_cancellable"
+
+
+class Overloaded(FootnoteError):
+    code = "overloaded"
+    retryable = True
+
+
+class Unauthorized(FootnoteError):
+    code = "unauthorized"
+
+
+class ConfigurationError(FootnoteError):
+    code = "configuration_error"
+
+
+class MissingDependency(ConfigurationError):
+    """A package or program is not installed; the message carries the command that installs it."""
+
+    code = "missing_dependency"
+
+
+class ServiceError(FootnoteError):
+    code = "service_error"
+
+
+class StoreUnavailable(ServiceError):
+    code = "store_unavailable"
+    retryable = True
+
+
+class StoreRejected(ServiceError):
+    """The store answered, and refused what we sent."""
+
+    code = "store_rejected"
+
+
+class EmbedderUnavailable(ServiceError):
+    code = "embedder_unavailable"
+    retryable = True
+
+
+class EmbedderRejected(ServiceError):
+    code = "embedder_rejected"
+
+
+class ModelUnavailable(ServiceError):
+    code = "model_unavailable"
+    retryable = True
+
+
+class ModelRejected(ServiceError):
+    code = "model_rejected"
+
+
+class CatalogUnavailable(ServiceError):
+    code = "catalog_unavailable"
+    retryable = True
+
+
+class StorageFull(ServiceError):
+    code = "storage_full"
+    retryable = True
