@@ -1,0 +1,634 @@
+"""The source of truth for collections, index generations and documents. Jobs are in `ingest.jobs`, in the same database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ingest.chunk import Chunking
+from ingest.database import Database, new_id
+from ingest.schema import collections, documents, entries, generations, jobs, metadata_keys, requests
+from retrieval.errors import (
+    CollectionNotFound,
+    DocumentNotFound,
+    IdempotencyConflict,
+    InvalidCollectionName,
+    InvalidFilter,
+)
+from retrieval.types import BUILT_IN_FIELDS, And, Compare, Filter, Index, Metadata, MetadataValue, Not, Or
+
+COLLECTION_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+PRIORITY = {"delete": 0, "ingest": 1, "reindex": 2, "rebuild": 3}
+RETIRED_SECONDS = 60
+"""How long a retired generation stays in the store, for the queries that had begun on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One build of one collection's index: by which embedder, cut how."""
+
+    id: str
+    collection: str
+    state: str
+    embedder: str
+    fingerprint: str
+    schema: str
+    dimension: int
+    chunk_size: int
+    chunk_overlap: int
+    languages: tuple[str, ...]
+    pinned: bool = False
+    """The collection keeps this generation's embedder whatever the setting says (it was chosen by `reindex --embedder`)."""
+
+    @property
+    def index(self) -> Index:
+        return Index(self.collection, self.id, self.schema, self.dimension)
+
+    @property
+    def chunking(self) -> Chunking:
+        return Chunking(size=self.chunk_size, overlap=self.chunk_overlap)
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    name: str
+    live_generation: str | None
+    embedder: str | None
+    chunk_size: int
+    chunk_overlap: int
+    created_at: float
+    documents: int = 0
+    chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document's newest version, and what the live index holds of it (`live_version`, `chunks`, `text_key`)."""
+
+    id: str
+    collection: str
+    name: str
+    version: int
+    sha256: str
+    size: int
+    media_type: str
+    metadata: Metadata
+    status: str
+    error: Mapping[str, Any] | None
+    receipt: Mapping[str, Any] | None
+    job_id: str
+    created_at: float
+    updated_at: float
+    live_version: int | None = None
+    chunks: int = 0
+    text_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A document at the door: its bytes are already in the file store."""
+
+    name: str
+    sha256: str
+    size: int
+    media_type: str
+    metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    id: str
+    name: str
+    status: str
+    job_id: str
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one version of a document left in one generation."""
+
+    generation: Generation
+    text_key: str
+    chunks: int
+    languages: frozenset[str]
+
+
+class OriginalVanished(Exception):
+    """A deletion removed the same bytes between their upload and `accept`: put them again."""
+
+
+def check_collection_name(name: str) -> str:
+    if not re.fullmatch(COLLECTION_NAME, name):
+        raise InvalidCollectionName(
+            "a collection's name is 1 to 64 letters, digits, - or _, and begins with a letter or a digit (A-Z a-z 0-9)"
+        )
+    return name
+
+
+class Catalog:
+    """Collections, generations and documents; every method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # --- collections and generations -------------------------------------------------------------------------------------
+
+    async def create_collection(self, name: str, *, chunking: Chunking) -> Collection:
+        """Create a collection, or find it; its first generation is made by the first ingest."""
+        check_collection_name(name)
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{name}")
+            return await self._ensure_collection(connection, name, chunking)
+
+    async def collection(self, name: str) -> Collection:
+        """Raises `CollectionNotFound`."""
+        found = await self._collections(sa.and_(collections.c.name == name), limit=1)
+        if not found:
+            raise CollectionNotFound(
+                f"there is no collection {name!r}; GET /collections lists them, and the first ingest creates one"
+            )
+        return found[0]
+
+    async def has_collection(self, name: str) -> bool:
+        async with self.database.reading() as connection:
+            return (
+                await connection.execute(sa.select(collections.c.name).where(collections.c.name == name))
+            ).first() is not None
+
+    async def list_collections(self, *, limit: int, cursor: str | None = None) -> list[Collection]:
+        return await self._collections(collections.c.name > (cursor or ""), limit=limit)
+
+    async def live_generation(self, collection: str) -> Generation | None:
+        """What readers of the collection search; None while nothing was ever indexed. Raises `CollectionNotFound`."""
+        query = (
+            sa.select(collections.c.name.label("found"), collections.c.embedder.is_not(None).label("pinned"), generations)
+            .select_from(collections.outerjoin(generations, generations.c.id == collections.c.live_generation))
+            .where(collections.c.name == collection)
+        )
+        async with self.database.reading() as connection:
+            row = (await connection.execute(query)).mappings().first()
+        if row is None:
+            raise CollectionNotFound(
+                f"there is no collection {collection!r}; GET /collections lists them, and the first ingest creates one"
+            )
+        return _generation(row) if row["id"] else None
+
+    async def generations(self, collection: str, *, states: Sequence[str] = ("building", "live")) -> list[Generation]:
+        query = (
+            sa.select(generations)
+            .where(generations.c.collection == collection, generations.c.state.in_(states))
+            .order_by(generations.c.id)
+        )
+        async with self.database.reading() as connection:
+            return [_generation(row) for row in (await connection.execute(query)).mappings()]
+
+    async def create_generation(
+        self, collection: str, *, embedder: str, fingerprint: str, schema: str, dimension: int, chunking: Chunking, live: bool
+    ) -> Generation:
+        """Begin a generation, live (a collection's first) or building; an equal unfinished one is found again."""
+        wanted = {
+            "embedder": embedder,
+            "fingerprint": fingerprint,
+            "schema": schema,
+            "dimension": dimension,
+            "chunk_size": chunking.size,
+            "chunk_overlap": chunking.overlap,
+        }
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{collection}")
+            row = await self._row(connection, sa.select(collections).where(collections.c.name == collection))
+            if row is None:
+                raise CollectionNotFound(f"there is no collection {collection!r}")
+            if live and row["live_generation"]:
+                return _generation(
+                    await self._one(connection, sa.select(generations).where(generations.c.id == row["live_generation"]))
+                )
+            same = sa.select(generations).where(
+                generations.c.collection == collection,
+                generations.c.state == "building",
+                *(generations.c[k] == v for k, v in wanted.items()),
+            )
+            if (unfinished := await self._row(connection, same)) is not None:
+                return _generation(unfinished)
+            values = {
+                "id": new_id("gen"),
+                "collection": collection,
+                "state": "live" if live else "building",
+                "languages": [],
+                "created_at": time(),
+                **wanted,
+            }
+            await connection.execute(sa.insert(generations).values(**values))
+            if live:
+                await connection.execute(
+                    sa.update(collections).where(collections.c.name == collection).values(live_generation=values["id"])
+                )
+        return _generation(values)
+
+    async def switch(self, generation: Generation, *, embedder: str | None) -> list[str]:
+        """Make a building generation live if it holds every document that the live one holds; else the ids it still lacks.
+
+        `embedder` is the collection's own embedder from then on (None: follow the setting).
+        """
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{generation.collection}")
+            missing = await self._missing(connection, generation, limit=100)
+            if missing:
+                return missing
+            mine = generations.c.collection == generation.collection
+            await connection.execute(
+                sa.update(generations)
+                .where(mine, generations.c.state != "retired", generations.c.id != generation.id)
+                .values(state="retired", retired_at=time())
+            )
+            await connection.execute(sa.update(generations).where(generations.c.id == generation.id).values(state="live"))
+            values = {
+                "live_generation": generation.id,
+                "embedder": embedder,
+                "chunk_size": generation.chunk_size,
+                "chunk_overlap": generation.chunk_overlap,
+            }
+            await connection.execute(sa.update(collections).where(collections.c.name == generation.collection).values(**values))
+        return []
+
+    async def missing(self, generation: Generation, *, limit: int = 100) -> list[str]:
+        """Ids of documents that the live generation holds in a version that this one does not."""
+        async with self.database.reading() as connection:
+            return await self._missing(connection, generation, limit=limit)
+
+    async def retired(self) -> list[Generation]:
+        """Generations that no query can still be reading."""
+        query = sa.select(generations).where(
+            generations.c.state == "retired", generations.c.retired_at < time() - RETIRED_SECONDS
+        )
+        async with self.database.reading() as connection:
+            return [_generation(row) for row in (await connection.execute(query)).mappings()]
+
+    async def forget_generation(self, generation_id: str) -> None:
+        async with self.database.writing() as connection:
+            await connection.execute(sa.delete(entries).where(entries.c.generation_id == generation_id))
+            await connection.execute(sa.delete(generations).where(generations.c.id == generation_id))
+
+    async def delete_collection(self, name: str) -> tuple[list[Generation], list[str]]:
+        """Forget a collection and all in it. Gives its generations, now retired, and the hashes of its originals and texts."""
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{name}")
+            mine = sa.select(generations).where(generations.c.collection == name, generations.c.state != "retired")
+            gone = [_generation(row) for row in (await connection.execute(mine)).mappings()]
+            result = await connection.execute(sa.delete(collections).where(collections.c.name == name))
+            if not result.rowcount:
+                raise CollectionNotFound(f"there is no collection {name!r}")
+            ids = [generation.id for generation in gone]
+            blobs = set(
+                (await connection.execute(sa.select(documents.c.sha256).where(documents.c.collection == name))).scalars()
+            )
+            held = (
+                await connection.execute(
+                    sa.select(entries.c.sha256, entries.c.text_key).where(entries.c.generation_id.in_(ids))
+                )
+            ).all()
+            blobs.update(key for row in held for key in row)
+            await connection.execute(sa.delete(entries).where(entries.c.generation_id.in_(ids)))
+            await connection.execute(
+                sa.update(generations).where(generations.c.id.in_(ids)).values(state="retired", retired_at=time())
+            )
+            for table in (documents, jobs, metadata_keys):
+                await connection.execute(sa.delete(table).where(table.c.collection == name))
+        return gone, sorted(blobs)
+
+    # --- documents ---------------------------------------------------------------------------------------------------------
+
+    async def accept(
+        self,
+        collection: str,
+        uploads: Sequence[Upload],
+        *,
+        chunking: Chunking,
+        exists: Callable[[str], bool],
+        request: tuple[str, str] | None = None,
+    ) -> list[Accepted]:
+        """Write the documents and their jobs in one transaction; from here on they cannot be lost.
+
+        `request` is an idempotency key with the request's fingerprint: the same pair gives the first answer again, the
+        same key with another fingerprint raises `IdempotencyConflict`. Raises `OriginalVanished` (see there).
+        """
+        check_collection_name(collection)
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{collection}")
+            if (
+                request
+                and (earlier := await self._row(connection, sa.select(requests).where(requests.c.key == request[0])))
+                is not None
+            ):
+                if earlier["fingerprint"] != request[1]:
+                    raise IdempotencyConflict("this Idempotency-Key was used for another request; use a new key")
+                return [Accepted(**item) for item in earlier["response"]]
+            await self._ensure_collection(connection, collection, chunking)
+            accepted = [await self._accept_one(connection, collection, upload) for upload in uploads]
+            for upload in uploads:
+                await self.database.lock(connection, f"blob:{upload.sha256}")
+                if not exists(upload.sha256):
+                    raise OriginalVanished
+            if request:
+                response = [
+                    {"id": a.id, "name": a.name, "status": a.status, "job_id": a.job_id, "duplicate": a.duplicate}
+                    for a in accepted
+                ]
+                await connection.execute(
+                    sa.insert(requests).values(key=request[0], fingerprint=request[1], response=response, created_at=time())
+                )
+        return accepted
+
+    async def document(self, document_id: str) -> Document:
+        """Raises `DocumentNotFound`."""
+        found = await self._documents(documents.c.id == document_id, limit=1)
+        if not found:
+            raise DocumentNotFound(f"there is no document {document_id!r}; GET /documents lists them")
+        return found[0]
+
+    async def list_documents(
+        self,
+        *,
+        collection: str | None = None,
+        status: str | None = None,
+        name: str | None = None,
+        ids: Sequence[str] | None = None,
+        limit: int,
+        cursor: str | None = None,
+    ) -> list[Document]:
+        """Newest first; `cursor` is the last id of the page before."""
+        where: list[sa.ColumnElement[bool]] = []
+        if collection is not None:
+            where.append(documents.c.collection == collection)
+        if status is not None:
+            where.append(documents.c.status == status)
+        if name is not None:
+            where.append(documents.c.name == name)
+        if ids is not None:
+            where.append(documents.c.id.in_(ids))
+        if cursor is not None:
+            where.append(documents.c.id < cursor)
+        return await self._documents(sa.and_(sa.true(), *where), limit=limit)
+
+    async def delete_document(self, document_id: str) -> str:
+        """Mark a document as going and queue its removal; gives the job's id. Asking again gives the same job."""
+        async with self.database.writing() as connection:
+            row = await self._row(connection, sa.select(documents).where(documents.c.id == document_id).with_for_update())
+            if row is None:
+                raise DocumentNotFound(f"there is no document {document_id!r}; GET /documents lists them")
+            if row["status"] == "deleting":
+                return str(row["job_id"])
+            await self._cancel_queued(connection, document_id)
+            job_id = await self._queue(connection, "delete", row["collection"], document_id, row["version"])
+            values = {"status": "deleting", "key": document_id, "job_id": job_id, "updated_at": time()}
+            await connection.execute(sa.update(documents).where(documents.c.id == document_id).values(**values))
+        return job_id
+
+    async def live_source(self, document_id: str) -> dict[str, Any] | None:
+        """The version of a document that readers see: id, name, version, sha256, media_type, metadata; or None."""
+        joined = documents.join(collections, collections.c.name == documents.c.collection).join(
+            entries, sa.and_(entries.c.document_id == documents.c.id, entries.c.generation_id == collections.c.live_generation)
+        )
+        held = (entries.c.version, entries.c.sha256, entries.c.media_type)
+        query = sa.select(documents.c.id, documents.c.name, documents.c.metadata, *held).select_from(joined)
+        async with self.database.reading() as connection:
+            return await self._row(connection, query.where(documents.c.id == document_id, documents.c.status != "deleting"))
+
+    async def remove_blob(self, sha256: str, remove: Callable[[], Any]) -> None:
+        """Call `remove` if nothing refers to these bytes, while nobody can begin to."""
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"blob:{sha256}")
+            used = sa.union_all(
+                sa.select(documents.c.id).where(documents.c.sha256 == sha256),
+                sa.select(entries.c.document_id).where(sa.or_(entries.c.sha256 == sha256, entries.c.text_key == sha256)),
+            )
+            if await self._row(connection, used.limit(1)) is None:
+                remove()
+
+    async def check_filter(self, collection: str, condition: Filter) -> None:
+        """Raises `InvalidFilter` for a key that no document of the collection has, or one compared with another type."""
+        query = sa.select(metadata_keys.c.key, metadata_keys.c.type).where(metadata_keys.c.collection == collection)
+        known: dict[str, set[str]] = {key: {_type_name(kind())} for key, kind in BUILT_IN_FIELDS.items()}
+        async with self.database.reading() as connection:
+            for key, kind in await connection.execute(query):
+                known.setdefault(key, set()).add(kind)
+        for comparison in _comparisons(condition):
+            if comparison.key not in known:
+                raise InvalidFilter(
+                    f"filter: no document of {collection!r} has the key {comparison.key!r}; known: {', '.join(sorted(known))}"
+                )
+            _check_types(comparison, known[comparison.key])
+
+    # --- inside a transaction ---------------------------------------------------------------------------------------------
+
+    async def _accept_one(self, connection: AsyncConnection, collection: str, upload: Upload) -> Accepted:
+        where = sa.and_(documents.c.collection == collection, documents.c.key == upload.name)
+        row = await self._row(connection, sa.select(documents).where(where))
+        now = time()
+        fresh = {
+            "sha256": upload.sha256,
+            "size": upload.size,
+            "media_type": upload.media_type,
+            "metadata": dict(upload.metadata),
+        }
+        if row is not None and _is_same(row, upload) and row["status"] != "failed":
+            return Accepted(row["id"], upload.name, row["status"], row["job_id"], duplicate=True)
+        document_id = row["id"] if row else new_id("doc")
+        version = row["version"] + 1 if row else 1
+        await self._cancel_queued(connection, document_id)
+        job_id = await self._queue(connection, "ingest", collection, document_id, version)
+        values = {**fresh, "version": version, "status": "queued", "error": None, "job_id": job_id, "updated_at": now}
+        if row:
+            await connection.execute(sa.update(documents).where(documents.c.id == document_id).values(**values))
+        else:
+            names = {"id": document_id, "collection": collection, "key": upload.name, "name": upload.name, "created_at": now}
+            await connection.execute(sa.insert(documents).values(**names, **values))
+        await self._note_keys(connection, collection, upload.metadata)
+        return Accepted(document_id, upload.name, "queued", job_id, duplicate=False)
+
+    async def _note_keys(self, connection: AsyncConnection, collection: str, metadata: Metadata) -> None:
+        for key, value in metadata.items():
+            row = {"collection": collection, "key": key, "type": _type_name(value)}
+            known = sa.select(metadata_keys).where(*(metadata_keys.c[name] == item for name, item in row.items()))
+            if await self._row(connection, known) is None:
+                await connection.execute(sa.insert(metadata_keys).values(**row))
+
+    async def _cancel_queued(self, connection: AsyncConnection, document_id: str) -> None:
+        queued = sa.and_(jobs.c.document_id == document_id, jobs.c.state == "queued")
+        error = {"code": "superseded", "detail": "a newer version or a deletion took its place", "retryable": False}
+        await connection.execute(sa.update(jobs).where(queued).values(state="cancelled", error=error, finished_at=time()))
+
+    async def _queue(
+        self, connection: AsyncConnection, kind: str, collection: str, document_id: str | None, version: int
+    ) -> str:
+        row = new_job(kind, collection, document_id=document_id, version=version)
+        await connection.execute(sa.insert(jobs).values(**row))
+        return str(row["id"])
+
+    async def _ensure_collection(self, connection: AsyncConnection, name: str, chunking: Chunking) -> Collection:
+        row = await self._row(connection, sa.select(collections).where(collections.c.name == name))
+        if row is None:
+            row = {
+                "name": name,
+                "live_generation": None,
+                "embedder": None,
+                "chunk_size": chunking.size,
+                "chunk_overlap": chunking.overlap,
+                "created_at": time(),
+            }
+            await connection.execute(sa.insert(collections).values(**row))
+        return Collection(**row)
+
+    async def _missing(self, connection: AsyncConnection, generation: Generation, *, limit: int) -> list[str]:
+        live, new = entries.alias("live"), entries.alias("new")
+        joined = (
+            documents.join(collections, collections.c.name == documents.c.collection)
+            .join(live, sa.and_(live.c.document_id == documents.c.id, live.c.generation_id == collections.c.live_generation))
+            .outerjoin(new, sa.and_(new.c.document_id == documents.c.id, new.c.generation_id == generation.id))
+        )
+        lacks = sa.or_(new.c.version.is_(None), new.c.version < live.c.version)
+        query = (
+            sa.select(documents.c.id)
+            .select_from(joined)
+            .where(documents.c.collection == generation.collection, documents.c.status != "deleting", lacks)
+        )
+        return list((await connection.execute(query.order_by(documents.c.id).limit(limit))).scalars())
+
+    async def _collections(self, where: sa.ColumnElement[bool], *, limit: int) -> list[Collection]:
+        held = (
+            sa.select(
+                entries.c.generation_id, sa.func.count().label("documents"), sa.func.sum(entries.c.chunks).label("chunks")
+            )
+            .group_by(entries.c.generation_id)
+            .subquery()
+        )
+        counted = (
+            sa.select(
+                collections,
+                sa.func.coalesce(held.c.documents, 0).label("documents"),
+                sa.func.coalesce(held.c.chunks, 0).label("chunks"),
+            )
+            .select_from(collections.outerjoin(held, held.c.generation_id == collections.c.live_generation))
+            .where(where)
+            .order_by(collections.c.name)
+            .limit(limit)
+        )
+        async with self.database.reading() as connection:
+            return [Collection(**row) for row in (await connection.execute(counted)).mappings()]
+
+    async def _documents(self, where: sa.ColumnElement[bool], *, limit: int) -> list[Document]:
+        joined = documents.outerjoin(collections, collections.c.name == documents.c.collection).outerjoin(
+            entries, sa.and_(entries.c.document_id == documents.c.id, entries.c.generation_id == collections.c.live_generation)
+        )
+        held = (
+            entries.c.version.label("live_version"),
+            sa.func.coalesce(entries.c.chunks, 0).label("chunks"),
+            entries.c.text_key,
+        )
+        query = sa.select(documents, *held).select_from(joined).where(where).order_by(documents.c.id.desc()).limit(limit)
+        async with self.database.reading() as connection:
+            return [_document(row) for row in (await connection.execute(query)).mappings()]
+
+    @staticmethod
+    async def _row(connection: AsyncConnection, query: Any) -> dict[str, Any] | None:
+        row = (await connection.execute(query)).mappings().first()
+        return dict(row) if row is not None else None
+
+    async def _one(self, connection: AsyncConnection, query: Any) -> dict[str, Any]:
+        row = await self._row(connection, query)
+        if row is None:
+            raise LookupError("the catalog lacks a row that another row names")
+        return row
+
+
+def new_job(
+    kind: str, collection: str, *, document_id: str | None = None, version: int = 0, generation_id: str | None = None
+) -> dict[str, Any]:
+    """The row of a job that waits to be claimed."""
+    now = time()
+    return {
+        "id": new_id("job"),
+        "kind": kind,
+        "priority": PRIORITY[kind],
+        "collection": collection,
+        "document_id": document_id,
+        "version": version,
+        "generation_id": generation_id,
+        "state": "queued",
+        "stage": "queued",
+        "done": 0,
+        "total": None,
+        "attempts": 0,
+        "run_after": now,
+        "created_at": now,
+    }
+
+
+def request_fingerprint(collection: str, uploads: Sequence[Upload]) -> str:
+    """Equal for two requests that ask for the same."""
+    parts = [[u.name, u.sha256, u.media_type, dict(u.metadata)] for u in uploads]
+    return hashlib.sha256(json.dumps([collection, parts], sort_keys=True).encode()).hexdigest()
+
+
+def _is_same(row: Mapping[str, Any], upload: Upload) -> bool:
+    new = json.dumps(dict(upload.metadata), sort_keys=True)
+    return (
+        row["sha256"] == upload.sha256
+        and row["media_type"] == upload.media_type
+        and json.dumps(row["metadata"], sort_keys=True) == new
+    )
+
+
+def _generation(row: Mapping[Any, Any]) -> Generation:
+    fields = {name: row[name] for name in Generation.__dataclass_fields__ if name != "pinned"}
+    return Generation(**{**fields, "languages": tuple(row["languages"])}, pinned=bool(row.get("pinned", False)))
+
+
+def _document(row: Mapping[Any, Any]) -> Document:
+    fields = {name: row[name] for name in Document.__dataclass_fields__}
+    metadata = {key: tuple(value) if isinstance(value, list) else value for key, value in row["metadata"].items()}
+    return Document(**{**fields, "metadata": metadata})
+
+
+def _type_name(value: MetadataValue) -> str:
+    match value:
+        case bool():
+            return "bool"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case _:
+            return "list"
+
+
+def _comparisons(condition: Filter) -> list[Compare]:
+    match condition:
+        case Compare():
+            return [condition]
+        case And(all=parts) | Or(any=parts):
+            return [comparison for part in parts for comparison in _comparisons(part)]
+        case Not(not_=part):
+            return _comparisons(part)
+
+
+def _check_types(comparison: Compare, known: set[str]) -> None:
+    if comparison.op == "exists":
+        return
+    values = comparison.value if isinstance(comparison.value, tuple) else (comparison.value,)
+    wanted = {"list"} if comparison.op == "contains" else {_type_name(value) for value in values}
+    if not wanted <= known:
+        kinds = ", ".join(sorted(known))
+        hint = "; use $contains on a list" if "list" in known else ""
+        raise InvalidFilter(
+            f"filter: {comparison.key!r} is {kinds}: {comparison.op} {comparison.value!r} cannot be asked of it{hint}"
+        )

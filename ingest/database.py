@@ -1,0 +1,116 @@
+"""One async SQL database, SQLite or PostgreSQL, with two kinds of transactions: `reading` and `writing`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from ingest.schema import migrate
+from retrieval.errors import CatalogUnavailable, ConfigurationError, StorageFull
+
+Clock = Callable[[], float]
+
+
+def new_id(prefix: str) -> str:
+    """An opaque id that sorts by time of creation, so that a listing can page by it: 48 bits of time, 48 random ones."""
+    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
+
+
+class Database:
+    """Transactions on the catalog's database; everything that a driver raises leaves here as ours."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.is_sqlite = engine.dialect.name == "sqlite"
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        with _translated():
+            async with self.engine.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits at the end of the block, or rolls back if it raises."""
+        with _translated():
+            async with self.engine.connect() as connection:
+                writing = await connection.execution_options(footnote_write=True)
+                async with writing.begin():
+                    yield writing
+
+    async def lock(self, connection: AsyncConnection, name: str) -> None:
+        """Hold off other writers of `name` until this transaction ends. SQLite's writers exclude each other anyway."""
+        if not self.is_sqlite:
+            await connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+async def open_database(url: str) -> Database:
+    """Connect and migrate. Raises `ConfigurationError` for a malformed URL, `CatalogUnavailable` if nothing answers."""
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except sa.exc.ArgumentError as exc:
+        raise ConfigurationError(
+            "FOOTNOTE_CATALOG_URL is not a database URL, for example postgresql+asyncpg://user:password@host/database"
+        ) from exc
+    if backend not in {"sqlite", "postgresql"}:
+        raise ConfigurationError(f"FOOTNOTE_CATALOG_URL names {backend!r}; known: sqlite, postgresql")
+    driver = "sqlite+aiosqlite" if backend == "sqlite" else "postgresql+asyncpg"
+    with _translated():
+        database = Database(_engine(parsed.set(drivername=driver)))
+        try:
+            await migrate(database.engine)
+        except BaseException:
+            await database.close()
+            raise
+    return database
+
+
+def _engine(url: sa.URL) -> AsyncEngine:
+    if url.get_backend_name() == "postgresql":
+        return create_async_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(url, connect_args={"timeout": 30}, pool_size=8, max_overflow=24)
+    sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN comes too late: we say it ourselves
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "busy_timeout=30000", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """Writers take the lock at once: a reader that becomes a writer half-way cannot wait its turn, it fails."""
+    immediate = connection.get_execution_options().get("footnote_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.IntegrityError:
+        raise  # a lost race: the caller decides
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, OSError) as exc:
+        if "disk is full" in str(exc):
+            raise StorageFull("the disk that holds the catalog is full: free some room") from exc
+        raise CatalogUnavailable(
+            f"the catalog does not answer; check FOOTNOTE_CATALOG_URL and that its server runs ({exc.__class__.__name__})"
+        ) from exc

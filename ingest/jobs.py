@@ -1,0 +1,410 @@
+"""The job queue: rows of the catalog, claimed by one guarded UPDATE with a lease, settled only by the one who holds it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ingest.catalog import Entry, Generation, new_job
+from ingest.database import Database
+from ingest.schema import collections, documents, entries, generations, jobs
+from retrieval.errors import JobNotCancellable, JobNotFound
+
+FINAL = ("succeeded", "failed", "dead", "cancelled")
+SUPERSEDED = {"code": "superseded", "detail": "a newer version or a deletion took its place", "retryable": False}
+Outcome = Literal["settled", "superseded", "moved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    id: str
+    kind: str
+    collection: str
+    document_id: str | None
+    version: int
+    generation_id: str | None
+    state: str
+    stage: str
+    done: int
+    total: int | None
+    attempts: int
+    worker: str | None
+    error: Mapping[str, Any] | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Time left at the rate so far."""
+        if self.state != "running" or not self.total or not self.done or self.started_at is None:
+            return None
+        return round((time() - self.started_at) / self.done * (self.total - self.done), 1)
+
+
+class LeaseLost(Exception):
+    """Another worker took the job, or it was cancelled: stop, and settle nothing."""
+
+
+class Jobs:
+    """Claim, renew, settle. `clock` gives seconds since the epoch; all claimers share the database, not the clock's origin."""
+
+    def __init__(
+        self, database: Database, *, lease_seconds: float, max_attempts: int, clock: Callable[[], float] = time
+    ) -> None:
+        self.database = database
+        self.lease_seconds = lease_seconds
+        self.max_attempts = max_attempts
+        self.clock = clock
+
+    async def add_reindex(self, collection: str, generation: Generation) -> str:
+        """Queue the building of a generation; one that is already under way is found again."""
+        live = sa.select(jobs.c.id).where(
+            jobs.c.kind == "reindex", jobs.c.generation_id == generation.id, jobs.c.state.in_(["queued", "running"])
+        )
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{collection}")
+            if (found := (await connection.execute(live)).scalar()) is not None:
+                return str(found)
+            row = new_job("reindex", collection, generation_id=generation.id)
+            await connection.execute(sa.insert(jobs).values(**row))
+        return str(row["id"])
+
+    async def claim(self, worker: str) -> Job | None:
+        """Take the oldest job that is due, or one whose worker fell silent; None if there is nothing to do.
+
+        A job that was taken `max_attempts` times without an end is dead: what it works on may be what kills its workers.
+        """
+        if not await self._is_work():
+            return None  # an idle worker asks often: it must not take the write lock each time
+        try:
+            return await self._claim(worker, self.clock())
+        except sa.exc.IntegrityError:
+            return None  # another worker began a job of the same document in the same moment
+
+    async def _claim(self, worker: str, now: float) -> Job | None:
+        async with self.database.writing() as connection:
+            await self._bury(connection, now)
+            chosen = self._due(now).order_by(jobs.c.priority, jobs.c.id).limit(1)
+            if not self.database.is_sqlite:
+                chosen = chosen.with_for_update(skip_locked=True)
+            values = {
+                "state": "running",
+                "stage": "starting",
+                "worker": worker,
+                "lease_until": now + self.lease_seconds,
+                "started_at": now,
+                "attempts": jobs.c.attempts + 1,
+                "error": None,
+            }
+            claimed = sa.update(jobs).where(jobs.c.id == chosen.scalar_subquery()).values(**values).returning(*jobs.c)
+            row = (await connection.execute(claimed)).mappings().first()
+            if row is None:
+                return None
+            job = _job(row)
+            if job.document_id and job.kind == "ingest":
+                current = sa.and_(
+                    documents.c.id == job.document_id, documents.c.version == job.version, documents.c.status != "deleting"
+                )
+                await connection.execute(sa.update(documents).where(current).values(status="processing", updated_at=now))
+        return job
+
+    async def renew(self, job: Job, *, stage: str, done: int, total: int | None) -> None:
+        """Prolong the lease and show progress. Raises `LeaseLost`."""
+        values = {"lease_until": self.clock() + self.lease_seconds, "stage": stage, "done": done, "total": total}
+        async with self.database.writing() as connection:
+            result = await connection.execute(sa.update(jobs).where(self._mine(job)).values(**values))
+            if not result.rowcount:
+                raise LeaseLost
+
+    async def settle_ingest(self, job: Job, written: Sequence[Entry], source: Mapping[str, Any]) -> Outcome:
+        """Record what was written of a document's newest version, and end the job; all in one transaction.
+
+        `source` has the document's new `status`, `receipt`, `version`, `sha256` and `media_type`. "superseded": the document
+        has a newer version or is going, so nothing of this may stay. "moved": readers follow a generation that `written`
+        lacks, so write there too and settle again. Raises `LeaseLost`.
+        """
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{job.collection}")
+            await self._require(connection, job)
+            row = (await connection.execute(sa.select(documents).where(documents.c.id == job.document_id))).mappings().first()
+            if row is None or row["version"] != job.version or row["status"] == "deleting":
+                await self._end(connection, job, "cancelled", SUPERSEDED)
+                return "superseded"
+            live = sa.select(collections.c.live_generation).where(collections.c.name == job.collection)
+            if (await connection.execute(live)).scalar() not in {entry.generation.id for entry in written}:
+                return "moved"
+            for entry in written:
+                await self._write_entry(connection, row["id"], entry, source)
+            values = {"status": source["status"], "receipt": source["receipt"], "error": None, "updated_at": self.clock()}
+            await connection.execute(sa.update(documents).where(documents.c.id == row["id"]).values(**values))
+            await self._end(connection, job, "succeeded")
+        return "settled"
+
+    async def settle_rebuild(self, job: Job, entry: Entry, source: Mapping[str, Any]) -> Outcome:
+        """Record what was written of a document's live version into a building generation, and end the job."""
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{job.collection}")
+            await self._require(connection, job)
+            live = (
+                sa.select(entries.c.version)
+                .join(collections, collections.c.live_generation == entries.c.generation_id)
+                .where(collections.c.name == job.collection, entries.c.document_id == job.document_id)
+            )
+            if (await connection.execute(live)).scalar() != source["version"]:
+                await self._end(connection, job, "cancelled", SUPERSEDED)
+                return "superseded"
+            await self._write_entry(connection, str(job.document_id), entry, source)
+            await self._end(connection, job, "succeeded")
+        return "settled"
+
+    async def settle_delete(self, job: Job) -> list[str]:
+        """Forget the document and end the job; gives the hashes of bytes that it used. Raises `LeaseLost`."""
+        async with self.database.writing() as connection:
+            await self._require(connection, job)
+            blobs = set(
+                (await connection.execute(sa.select(documents.c.sha256).where(documents.c.id == job.document_id))).scalars()
+            )
+            held = (
+                await connection.execute(
+                    sa.select(entries.c.sha256, entries.c.text_key).where(entries.c.document_id == job.document_id)
+                )
+            ).all()
+            blobs.update(key for row in held for key in row)
+            await connection.execute(sa.delete(entries).where(entries.c.document_id == job.document_id))
+            await connection.execute(
+                sa.delete(documents).where(documents.c.id == job.document_id, documents.c.status == "deleting")
+            )
+            await self._end(connection, job, "succeeded")
+        return sorted(blobs)
+
+    async def succeed(self, job: Job) -> None:
+        async with self.database.writing() as connection:
+            await self._require(connection, job)
+            await self._end(connection, job, "succeeded")
+
+    async def fail(self, job: Job, error: Mapping[str, Any], *, retry_after: float | None = None) -> str:
+        """End the job as failed, or queue it again if the error may pass; gives the new state.
+
+        Waits 1, 2, 4, 8 ... seconds, at most 5 minutes, each shortened by up to half at random, never less than `retry_after`.
+        """
+        again = error["retryable"] and job.attempts < self.max_attempts
+        async with self.database.writing() as connection:
+            await self._require(connection, job)
+            if again:
+                wait = max(min(300.0, 2.0 ** (job.attempts - 1)) * random.uniform(0.5, 1.0), retry_after or 0.0)  # noqa: S311
+                values = {
+                    "state": "queued",
+                    "stage": "waiting",
+                    "run_after": self.clock() + wait,
+                    "worker": None,
+                    "lease_until": None,
+                    "error": dict(error),
+                }
+                await connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+                await self._document_state(connection, job, "queued", error)
+                return "queued"
+            state = "dead" if error["retryable"] else "failed"
+            await self._end(connection, job, state, error)
+            await self._document_state(connection, job, "failed", error)
+        return state
+
+    async def release(
+        self, job: Job, *, after: float = 0.0, stage: str = "queued", done: int = 0, total: int | None = None
+    ) -> None:
+        """Give a job back, claimable `after` seconds from now and not counted as a try: its worker is going, or it waits."""
+        values = {"state": "queued", "stage": stage, "done": done, "total": total, "worker": None, "lease_until": None}
+        counted = {"attempts": jobs.c.attempts - 1, "run_after": self.clock() + after}
+        async with self.database.writing() as connection:
+            await connection.execute(sa.update(jobs).where(self._mine(job)).values(**values, **counted))
+
+    async def add_rebuilds(self, generation: Generation, document_ids: Sequence[str]) -> None:
+        """Queue the documents of a re-index, each once."""
+        known = sa.select(jobs.c.document_id).where(
+            _rebuild_of(generation), jobs.c.document_id.in_(document_ids), jobs.c.state.not_in(["cancelled", "succeeded"])
+        )
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{generation.collection}")
+            busy = set((await connection.execute(known)).scalars())
+            fresh = [each for each in document_ids if each not in busy]
+            if fresh:
+                rows = [new_job("rebuild", generation.collection, document_id=i, generation_id=generation.id) for i in fresh]
+                await connection.execute(sa.insert(jobs), rows)
+
+    async def rebuilds(self, generation: Generation) -> dict[str, int]:
+        """How many of a re-index's documents are in which state."""
+        query = sa.select(jobs.c.state, sa.func.count()).where(_rebuild_of(generation)).group_by(jobs.c.state)
+        async with self.database.reading() as connection:
+            return {row[0]: row[1] for row in await connection.execute(query)}
+
+    async def forget_rebuilds(self, generation: Generation) -> None:
+        """A finished re-index needs its documents' jobs no more, nor should the next try find them failed."""
+        async with self.database.writing() as connection:
+            await connection.execute(sa.delete(jobs).where(_rebuild_of(generation)))
+
+    async def job(self, job_id: str) -> Job:
+        """Raises `JobNotFound`."""
+        async with self.database.reading() as connection:
+            row = (await connection.execute(sa.select(jobs).where(jobs.c.id == job_id))).mappings().first()
+        if row is None:
+            raise JobNotFound(f"there is no job {job_id!r}; GET /jobs lists them")
+        return _job(row)
+
+    async def list_jobs(
+        self,
+        *,
+        state: str | None = None,
+        collection: str | None = None,
+        document_id: str | None = None,
+        limit: int,
+        cursor: str | None = None,
+    ) -> list[Job]:
+        """Newest first; `cursor` is the last id of the page before."""
+        query = sa.select(jobs).where(jobs.c.kind != "rebuild")
+        for column, value in ((jobs.c.state, state), (jobs.c.collection, collection), (jobs.c.document_id, document_id)):
+            if value is not None:
+                query = query.where(column == value)
+        if cursor is not None:
+            query = query.where(jobs.c.id < cursor)
+        async with self.database.reading() as connection:
+            return [_job(row) for row in (await connection.execute(query.order_by(jobs.c.id.desc()).limit(limit))).mappings()]
+
+    async def unfinished(self, job_ids: Sequence[str]) -> int:
+        query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.id.in_(job_ids), jobs.c.state.not_in(FINAL))
+        async with self.database.reading() as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+    async def depth(self) -> dict[str, int]:
+        """How many jobs wait and run."""
+        query = sa.select(jobs.c.state, sa.func.count()).where(jobs.c.state.in_(["queued", "running"])).group_by(jobs.c.state)
+        async with self.database.reading() as connection:
+            found = {row[0]: row[1] for row in await connection.execute(query)}
+        return {"queued": found.get("queued", 0), "running": found.get("running", 0)}
+
+    async def cancel(self, job_id: str) -> Job:
+        """Stop a job that has not ended; its worker notices at its next renewal. Raises `JobNotCancellable`."""
+        error = {"code": "cancelled", "detail": "cancelled by request", "retryable": False}
+        async with self.database.writing() as connection:
+            job = await self._locked(connection, job_id)
+            if job.state in FINAL or job.kind == "delete":
+                why = "a deletion cannot be called back" if job.kind == "delete" else f"it is {job.state}"
+                raise JobNotCancellable(f"job {job_id} cannot be cancelled: {why}")
+            await self._end(connection, job, "cancelled", error)
+            await self._document_state(connection, job, "failed", error)
+        return await self.job(job_id)
+
+    async def retry(self, job_id: str) -> Job:
+        """Queue a failed, dead or cancelled job again. Raises `JobNotCancellable` where that makes no sense."""
+        async with self.database.writing() as connection:
+            job = await self._locked(connection, job_id)
+            if job.state not in {"failed", "dead", "cancelled"} or (job.error or {}).get("code") == "superseded":
+                raise JobNotCancellable(f"job {job_id} cannot be retried: it is {job.state}")
+            values = {
+                "state": "queued",
+                "stage": "queued",
+                "attempts": 0,
+                "run_after": self.clock(),
+                "worker": None,
+                "lease_until": None,
+                "error": None,
+                "finished_at": None,
+            }
+            await connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**values))
+            await self._document_state(connection, job, "queued", None)
+        return await self.job(job_id)
+
+    # --- inside a transaction ---------------------------------------------------------------------------------------------
+
+    def _due(self, now: float) -> sa.Select[tuple[str]]:
+        busy = jobs.alias("busy")
+        blocked = sa.exists().where(
+            busy.c.document_id == jobs.c.document_id,
+            busy.c.state == "running",
+            busy.c.id != jobs.c.id,
+            jobs.c.document_id.is_not(None),
+        )
+        waiting = sa.and_(jobs.c.state == "queued", jobs.c.run_after <= now)
+        silent = sa.and_(jobs.c.state == "running", jobs.c.lease_until < now)
+        return sa.select(jobs.c.id).where(sa.or_(waiting, silent), ~blocked)
+
+    async def _is_work(self) -> bool:
+        async with self.database.reading() as connection:
+            return (await connection.execute(self._due(self.clock()).limit(1))).first() is not None
+
+    async def _bury(self, connection: AsyncConnection, now: float) -> None:
+        lost = sa.select(jobs).where(jobs.c.state == "running", jobs.c.lease_until < now, jobs.c.attempts >= self.max_attempts)
+        error = {
+            "code": "worker_lost",
+            "detail": f"its worker died or fell silent {self.max_attempts} times; the document may be what kills it",
+            "retryable": True,
+        }
+        for row in (await connection.execute(lost)).mappings().all():
+            await self._end(connection, _job(row), "dead", error)
+            await self._document_state(connection, _job(row), "failed", error)
+
+    def _mine(self, job: Job) -> sa.ColumnElement[bool]:
+        """True of the row only while this claim of it stands: the next claim counts one more attempt."""
+        return sa.and_(
+            jobs.c.id == job.id, jobs.c.state == "running", jobs.c.worker == job.worker, jobs.c.attempts == job.attempts
+        )
+
+    async def _require(self, connection: AsyncConnection, job: Job) -> None:
+        if (await connection.execute(sa.select(jobs.c.id).where(self._mine(job)).with_for_update())).first() is None:
+            raise LeaseLost
+
+    async def _locked(self, connection: AsyncConnection, job_id: str) -> Job:
+        row = (await connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update())).mappings().first()
+        if row is None:
+            raise JobNotFound(f"there is no job {job_id!r}; GET /jobs lists them")
+        return _job(row)
+
+    async def _end(self, connection: AsyncConnection, job: Job, state: str, error: Mapping[str, Any] | None = None) -> None:
+        values = {
+            "state": state,
+            "stage": state,
+            "error": dict(error) if error else None,
+            "finished_at": self.clock(),
+            "lease_until": None,
+        }
+        await connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+
+    async def _document_state(
+        self, connection: AsyncConnection, job: Job, status: str, error: Mapping[str, Any] | None
+    ) -> None:
+        if job.kind != "ingest":
+            return
+        current = sa.and_(
+            documents.c.id == job.document_id, documents.c.version == job.version, documents.c.status != "deleting"
+        )
+        values = {"status": status, "error": dict(error) if error else None, "updated_at": self.clock()}
+        await connection.execute(sa.update(documents).where(current).values(**values))
+
+    async def _write_entry(
+        self, connection: AsyncConnection, document_id: str, entry: Entry, source: Mapping[str, Any]
+    ) -> None:
+        place = {"document_id": document_id, "generation_id": entry.generation.id}
+        await connection.execute(sa.delete(entries).where(*(entries.c[key] == value for key, value in place.items())))
+        values = {key: source[key] for key in ("version", "sha256", "media_type")}
+        held = {"text_key": entry.text_key, "chunks": entry.chunks, "indexed_at": self.clock()}
+        await connection.execute(sa.insert(entries).values(**place, **values, **held))
+        known = (
+            await connection.execute(sa.select(generations.c.languages).where(generations.c.id == entry.generation.id))
+        ).scalar() or []
+        if new := entry.languages - set(known):
+            await connection.execute(
+                sa.update(generations).where(generations.c.id == entry.generation.id).values(languages=sorted({*known, *new}))
+            )
+
+
+def _rebuild_of(generation: Generation) -> sa.ColumnElement[bool]:
+    return sa.and_(jobs.c.kind == "rebuild", jobs.c.generation_id == generation.id)
+
+
+def _job(row: Mapping[Any, Any]) -> Job:
+    return Job(**{name: row[name] for name in Job.__dataclass_fields__})

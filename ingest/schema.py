@@ -1,0 +1,170 @@
+"""The catalog's tables, and their migration under a lock.
+
+    collections ──< documents ──< entries >── generations
+                        └──< jobs
+
+An entry is the ledger line of one document in one index generation: which version of it the store should hold, and how many
+chunks. `collections.live_generation` is the switch that readers follow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+HEAD = "0001"
+"""The newest migration; a test holds it to the scripts."""
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+collections = sa.Table(
+    "collections",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("live_generation", sa.String(40)),
+    sa.Column("embedder", sa.Text),  # set by `reindex --embedder`; null follows the setting
+    sa.Column("chunk_size", sa.Integer, nullable=False),
+    sa.Column("chunk_overlap", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+generations = sa.Table(
+    "generations",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("collection", sa.String(64), nullable=False, index=True),
+    sa.Column("state", sa.String(10), nullable=False),  # building, live, retired
+    sa.Column("embedder", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("schema", sa.String(40), nullable=False),
+    sa.Column("dimension", sa.Integer, nullable=False),
+    sa.Column("chunk_size", sa.Integer, nullable=False),
+    sa.Column("chunk_overlap", sa.Integer, nullable=False),
+    sa.Column("languages", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("retired_at", sa.Float),
+)
+
+documents = sa.Table(
+    "documents",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("collection", sa.String(64), nullable=False),
+    # The name while the document lives, its id once it is being deleted: a new upload of the name is then a new document.
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False, index=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("media_type", sa.Text, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("error", sa.JSON),
+    sa.Column("receipt", sa.JSON),
+    sa.Column("job_id", sa.String(40), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+    sa.UniqueConstraint("collection", "key"),
+    sa.Index(None, "collection", "id"),
+)
+
+entries = sa.Table(
+    "entries",
+    metadata,
+    sa.Column("document_id", sa.String(40), primary_key=True),
+    sa.Column("generation_id", sa.String(40), primary_key=True, index=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False, index=True),
+    sa.Column("media_type", sa.Text, nullable=False),
+    sa.Column("text_key", sa.String(64), nullable=False, index=True),
+    sa.Column("chunks", sa.Integer, nullable=False),
+    sa.Column("indexed_at", sa.Float, nullable=False),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("kind", sa.String(10), nullable=False),  # ingest, delete, reindex, and rebuild: one document of a reindex
+    sa.Column("priority", sa.Integer, nullable=False),  # lower goes first, so that a re-index never delays an upload
+    sa.Column("collection", sa.String(64), nullable=False),
+    sa.Column("document_id", sa.String(40), index=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("generation_id", sa.String(40)),  # what a reindex builds
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("stage", sa.String(20), nullable=False),
+    sa.Column("done", sa.Integer, nullable=False),
+    sa.Column("total", sa.Integer),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("run_after", sa.Float, nullable=False),
+    sa.Column("worker", sa.Text),
+    sa.Column("lease_until", sa.Float),
+    sa.Column("error", sa.JSON),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float),
+    sa.Index(None, "state", "priority", "id"),
+    # Two jobs of one document never run at once, whatever the claimers do.
+    sa.Index(
+        "uq_jobs_running_document",
+        "document_id",
+        unique=True,
+        sqlite_where=sa.text("state = 'running'"),
+        postgresql_where=sa.text("state = 'running'"),
+    ),
+)
+
+metadata_keys = sa.Table(
+    "metadata_keys",
+    metadata,
+    sa.Column("collection", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(200), primary_key=True),
+    sa.Column("type", sa.String(10), primary_key=True),
+)
+
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("key", sa.String(200), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("response", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Bring the database to `HEAD`; safe to call from any number of processes at once."""
+    if await _is_current(engine):
+        return
+    async with engine.connect() as connection:
+        writing = await connection.execution_options(footnote_write=True)
+        async with writing.begin():
+            if engine.dialect.name == "postgresql":
+                await writing.exec_driver_sql("SELECT pg_advisory_xact_lock(4604078)")
+            await writing.run_sync(_upgrade)
+
+
+async def _is_current(engine: AsyncEngine) -> bool:
+    try:
+        async with engine.connect() as connection:
+            return (await connection.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar() == HEAD
+    except sa.exc.DBAPIError:  # no such table: a new database
+        return False
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    from alembic import command  # a third of a second to import, needed once per database
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

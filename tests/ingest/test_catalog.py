@@ -1,0 +1,443 @@
+"""Catalog and job queue, the same behaviours on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from time import time
+from types import SimpleNamespace
+
+import pytest
+import sqlalchemy as sa
+
+from ingest.catalog import Catalog, Collection, Entry, Generation, OriginalVanished, Upload, request_fingerprint
+from ingest.chunk import Chunking
+from ingest.database import open_database
+from ingest.jobs import Job, Jobs, LeaseLost
+from ingest.schema import HEAD, metadata
+from retrieval.errors import (
+    CollectionNotFound,
+    ConfigurationError,
+    DocumentNotFound,
+    IdempotencyConflict,
+    InvalidCollectionName,
+    InvalidFilter,
+    JobNotCancellable,
+    JobNotFound,
+)
+from retrieval.types import And, Compare, Not
+from tests.ingest.databases import urls
+
+CHUNKING = Chunking()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 2_000_000_000.0  # after every real run_after of the rows
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def db(request, tmp_path: Path) -> AsyncIterator[SimpleNamespace]:
+    async for url in urls(request.param, tmp_path):
+        database = await open_database(url)
+        clock = Clock()
+        jobs = Jobs(database, lease_seconds=30, max_attempts=3, clock=clock)
+        yield SimpleNamespace(url=url, database=database, catalog=Catalog(database), jobs=jobs, clock=clock)
+        await database.close()
+
+
+def upload(name: str = "a.txt", content: str = "1", **metadata: object) -> Upload:
+    return Upload(name, (content * 64)[:64], 3, "text/plain", metadata)
+
+
+async def accept(db, *uploads: Upload, collection: str = "default", request=None):
+    return await db.catalog.accept(collection, uploads, chunking=CHUNKING, exists=lambda _: True, request=request)
+
+
+async def generation(db, collection: str = "default", *, live: bool = True, fingerprint: str = "f1") -> Generation:
+    return await db.catalog.create_generation(
+        collection, embedder="local:x", fingerprint=fingerprint, schema="s1", dimension=4, chunking=CHUNKING, live=live
+    )
+
+
+def entry(gen: Generation, **changes) -> Entry:
+    return replace(Entry(gen, "t" * 64, 2, frozenset({"en"})), **changes)
+
+
+def source(version: int = 1, status: str = "ready") -> dict:
+    return {"status": status, "receipt": {"pages": 1}, "version": version, "sha256": "1" * 64, "media_type": "text/plain"}
+
+
+async def ingested(db, item: Upload, gen: Generation) -> str:
+    """Accept, claim and settle one document; gives its id."""
+    [accepted] = await accept(db, item)
+    job = await db.jobs.claim("w")
+    assert await db.jobs.settle_ingest(job, [entry(gen)], source(job.version)) == "settled"
+    return accepted.id
+
+
+async def test_migrations_make_the_tables_that_the_code_declares(db):
+    async with db.database.reading() as connection:
+        found = await connection.run_sync(lambda sync: set(sa.inspect(sync).get_table_names()))
+        columns = await connection.run_sync(
+            lambda sync: {t: {c["name"] for c in sa.inspect(sync).get_columns(t)} for t in metadata.tables}
+        )
+        head = (await connection.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar()
+    assert found == {*metadata.tables, "alembic_version"}
+    assert columns == {name: set(table.columns.keys()) for name, table in metadata.tables.items()}
+    assert head == HEAD
+
+
+async def test_many_processes_may_open_and_migrate_at_once(tmp_path):
+    url = f"sqlite+aiosqlite:///{tmp_path / 'new.sqlite'}"
+    databases = await asyncio.gather(*(open_database(url) for _ in range(6)))
+    for database in databases:
+        assert await Catalog(database).list_collections(limit=10) == []
+        await database.close()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://x/y"])
+async def test_a_wrong_database_url_is_refused_with_the_known_ones(url):
+    with pytest.raises(ConfigurationError, match="sqlite|postgresql"):
+        await open_database(url)
+
+
+async def test_accepting_writes_document_and_job_together(db):
+    [accepted] = await accept(db, upload(year=2024))
+    document = await db.catalog.document(accepted.id)
+    job = await db.jobs.job(accepted.job_id)
+    assert (document.status, document.version, document.metadata) == ("queued", 1, {"year": 2024})
+    assert (job.state, job.kind, job.document_id) == ("queued", "ingest", accepted.id)
+
+
+async def test_a_vanished_original_accepts_nothing(db):
+    with pytest.raises(OriginalVanished):
+        await db.catalog.accept("default", [upload()], chunking=CHUNKING, exists=lambda _: False)
+    assert await db.catalog.list_documents(limit=10) == []
+    assert await db.jobs.list_jobs(limit=10) == []
+
+
+async def test_the_same_bytes_under_the_same_name_are_the_same_document(db):
+    [first] = await accept(db, upload())
+    [second] = await accept(db, upload())
+    assert (second.id, second.duplicate, second.job_id) == (first.id, True, first.job_id)
+
+
+async def test_other_bytes_or_other_metadata_are_a_new_version(db):
+    [first] = await accept(db, upload())
+    [second] = await accept(db, upload(content="2"))
+    [third] = await accept(db, upload(content="2", year=1))
+    assert first.id == second.id == third.id
+    assert (await db.catalog.document(first.id)).version == 3
+    assert (await db.jobs.job(first.job_id)).state == "cancelled"
+    assert (await db.jobs.job(third.job_id)).state == "queued"
+
+
+async def test_a_failed_document_sent_again_is_tried_again(db):
+    [first] = await accept(db, upload())
+    job = await db.jobs.claim("w")
+    assert await db.jobs.fail(job, {"code": "x", "detail": "y", "retryable": False}) == "failed"
+    [again] = await accept(db, upload())
+    assert (again.id, again.duplicate) == (first.id, False)
+    assert again.job_id != first.job_id
+
+
+async def test_an_idempotency_key_gives_the_first_answer_again(db):
+    request = ("key", request_fingerprint("default", [upload()]))
+    first = await accept(db, upload(), request=request)
+    assert await accept(db, upload(), request=request) == first
+    with pytest.raises(IdempotencyConflict):
+        await accept(db, upload(content="2"), request=("key", request_fingerprint("default", [upload(content="2")])))
+    assert len(await db.catalog.list_documents(limit=10)) == 1
+
+
+async def test_uploads_of_one_name_at_once_are_versions_of_one_document(db):
+    async def send(content: str):
+        while True:
+            try:
+                return (await accept(db, upload(content=content)))[0].id
+            except sa.exc.IntegrityError:
+                continue
+
+    ids = await asyncio.gather(*(send(str(i)) for i in range(8)))
+    assert len(set(ids)) == 1
+    document = await db.catalog.document(ids[0])
+    assert document.version == 8
+    states = [job.state for job in await db.jobs.list_jobs(limit=20)]
+    assert sorted(states) == ["cancelled"] * 7 + ["queued"]
+
+
+async def test_a_job_is_claimed_once_and_in_order(db):
+    accepted = [(await accept(db, upload(f"{i}.txt")))[0] for i in range(6)]
+    claimed = [job for _ in range(4) for job in await asyncio.gather(*(db.jobs.claim(f"w{i}") for i in range(4))) if job]
+    assert sorted(job.id for job in claimed) == sorted(a.job_id for a in accepted)
+    assert {(await db.catalog.document(a.id)).status for a in accepted} == {"processing"}
+
+
+async def test_a_silent_workers_job_goes_to_another_and_the_first_can_settle_nothing(db):
+    await accept(db, upload())
+    gen = await generation(db)
+    first = await db.jobs.claim("slow")
+    assert await db.jobs.claim("other") is None
+    db.clock.now += 31
+    second = await db.jobs.claim("other")
+    assert (second.id, second.attempts) == (first.id, 2)
+    with pytest.raises(LeaseLost):
+        await db.jobs.renew(first, stage="embedding", done=1, total=2)
+    with pytest.raises(LeaseLost):
+        await db.jobs.settle_ingest(first, [entry(gen)], source())
+    with pytest.raises(LeaseLost):
+        await db.jobs.fail(first, {"code": "x", "detail": "y", "retryable": True})
+    assert await db.jobs.settle_ingest(second, [entry(gen)], source()) == "settled"
+
+
+async def test_renewal_keeps_a_job_and_shows_progress(db):
+    await accept(db, upload())
+    job = await db.jobs.claim("w")
+    for _ in range(3):
+        db.clock.now += 20
+        await db.jobs.renew(job, stage="embedding", done=5, total=20)
+    assert await db.jobs.claim("other") is None
+    shown = await db.jobs.job(job.id)
+    assert (shown.stage, shown.done, shown.total) == ("embedding", 5, 20)
+
+
+async def test_a_job_that_kills_its_workers_is_dead_and_says_so(db):
+    [accepted] = await accept(db, upload())
+    for _ in range(3):
+        assert await db.jobs.claim("w") is not None
+        db.clock.now += 31
+    assert await db.jobs.claim("w") is None
+    job = await db.jobs.job(accepted.job_id)
+    document = await db.catalog.document(accepted.id)
+    assert (job.state, job.error["code"], document.status) == ("dead", "worker_lost", "failed")
+
+
+async def test_errors_that_may_pass_are_tried_again_with_growing_waits_then_dead(db):
+    [accepted] = await accept(db, upload())
+    error = {"code": "store_unavailable", "detail": "away", "retryable": True}
+    job = await db.jobs.claim("w")
+    assert await db.jobs.fail(job, error, retry_after=20) == "queued"
+    db.clock.now += 19
+    assert await db.jobs.claim("w") is None
+    db.clock.now += 2
+    assert await db.jobs.fail(await db.jobs.claim("w"), error) == "queued"
+    db.clock.now += 300
+    assert await db.jobs.fail(await db.jobs.claim("w"), error) == "dead"
+    assert (await db.catalog.document(accepted.id)).status == "failed"
+    assert (await db.jobs.retry(accepted.job_id)).state == "queued"
+    assert (await db.jobs.claim("w")).attempts == 1
+
+
+async def test_a_released_job_is_claimable_at_once_and_costs_no_try(db):
+    await accept(db, upload())
+    await db.jobs.release(await db.jobs.claim("w"))
+    assert (await db.jobs.claim("w")).attempts == 1
+
+
+async def test_two_jobs_of_one_document_never_run_at_once(db):
+    gen = await generation_of_new(db)
+    document_id = await ingested(db, upload("x.txt", "7"), gen)
+    await accept(db, upload("x.txt", "8"))
+    running = await db.jobs.claim("w")
+    await accept(db, upload("x.txt", "9"))
+    assert running.document_id == document_id
+    assert await db.jobs.claim("other") is None
+    assert await db.jobs.settle_ingest(running, [entry(gen)], source(2)) == "superseded"
+    assert (await db.jobs.claim("other")).version == 3
+
+
+async def generation_of_new(db, collection: str = "default") -> Generation:
+    await db.catalog.create_collection(collection, chunking=CHUNKING)
+    return await generation(db, collection)
+
+
+async def test_settling_shows_what_the_live_index_holds(db):
+    gen = await generation_of_new(db)
+    document_id = await ingested(db, upload(), gen)
+    document = await db.catalog.document(document_id)
+    assert (document.status, document.live_version, document.chunks, document.text_key) == ("ready", 1, 2, "t" * 64)
+    assert document.receipt == {"pages": 1}
+    live = await db.catalog.live_generation("default")
+    assert (live.id, live.languages) == (gen.id, ("en",))
+    [collection] = await db.catalog.list_collections(limit=5)
+    assert (collection.documents, collection.chunks) == (1, 2)
+
+
+async def test_a_new_version_leaves_the_old_one_live_until_it_settles_or_if_it_fails(db):
+    gen = await generation_of_new(db)
+    document_id = await ingested(db, upload(), gen)
+    await accept(db, upload(content="2"))
+    job = await db.jobs.claim("w")
+    assert (await db.catalog.document(document_id)).live_version == 1
+    await db.jobs.fail(job, {"code": "unreadable_document", "detail": "broken", "retryable": False})
+    document = await db.catalog.document(document_id)
+    assert (document.status, document.live_version, document.version) == ("failed", 1, 2)
+
+
+async def test_settling_into_a_generation_that_is_not_live_any_more_is_told_so(db):
+    old = await generation_of_new(db)
+    await accept(db, upload())
+    job = await db.jobs.claim("w")
+    new = await generation(db, live=False, fingerprint="f2")
+    assert await db.catalog.switch(new, embedder=None) == []
+    assert await db.jobs.settle_ingest(job, [entry(old)], source()) == "moved"
+    assert await db.jobs.settle_ingest(job, [entry(old), entry(new)], source()) == "settled"
+
+
+async def test_a_switch_waits_for_every_document_that_is_live(db):
+    old = await generation_of_new(db)
+    document_id = await ingested(db, upload(), old)
+    new = await generation(db, live=False, fingerprint="f2")
+    assert await db.catalog.switch(new, embedder="local:y") == [document_id]
+    assert (await db.catalog.live_generation("default")).id == old.id
+    await db.jobs.add_rebuilds(new, [document_id])
+    await db.jobs.add_rebuilds(new, [document_id])  # again is once
+    job = await db.jobs.claim("w")
+    assert job.kind == "rebuild"
+    assert await db.jobs.claim("w") is None
+    assert await db.jobs.settle_rebuild(job, entry(new, text_key="u" * 64), source()) == "settled"
+    assert await db.catalog.switch(new, embedder="local:y") == []
+    live = await db.catalog.live_generation("default")
+    assert (live.id, live.pinned) == (new.id, True)
+    assert (await db.catalog.document(document_id)).text_key == "u" * 64
+    assert [g.id for g in await db.catalog.generations("default", states=("retired",))] == [old.id]
+
+
+async def test_a_rebuild_of_a_version_that_is_not_live_any_more_is_superseded(db):
+    old = await generation_of_new(db)
+    document_id = await ingested(db, upload(), old)
+    new = await generation(db, live=False, fingerprint="f2")
+    await db.jobs.add_rebuilds(new, [document_id])
+    job = await db.jobs.claim("w")
+    assert await db.jobs.settle_rebuild(job, entry(new), source(version=9)) == "superseded"
+    assert await db.catalog.missing(new) == [document_id]
+
+
+async def test_an_unfinished_generation_of_the_same_kind_is_found_again(db):
+    await generation_of_new(db)
+    one = await generation(db, live=False, fingerprint="f2")
+    two = await generation(db, live=False, fingerprint="f2")
+    other = await generation(db, live=False, fingerprint="f3")
+    assert one.id == two.id != other.id
+    assert await db.jobs.add_reindex("default", one) == await db.jobs.add_reindex("default", two)
+
+
+async def test_a_deleted_document_is_gone_and_its_name_is_free_at_once(db):
+    gen = await generation_of_new(db)
+    document_id = await ingested(db, upload(), gen)
+    job_id = await db.catalog.delete_document(document_id)
+    assert await db.catalog.delete_document(document_id) == job_id
+    [again] = await accept(db, upload())
+    assert again.id != document_id
+    job = await db.jobs.claim("w")
+    assert job.kind == "delete"  # a deletion goes before an ingest
+    assert await db.jobs.settle_delete(job) == ["1" * 64, "t" * 64]
+    with pytest.raises(DocumentNotFound):
+        await db.catalog.document(document_id)
+    assert (await db.catalog.document(again.id)).status == "queued"
+
+
+async def test_deleting_during_an_ingest_leaves_nothing_of_it(db):
+    gen = await generation_of_new(db)
+    [accepted] = await accept(db, upload())
+    job = await db.jobs.claim("w")
+    await db.catalog.delete_document(accepted.id)
+    assert await db.jobs.settle_ingest(job, [entry(gen)], source()) == "superseded"
+    await db.jobs.settle_delete(await db.jobs.claim("w"))
+    assert await db.catalog.list_documents(limit=5) == []
+
+
+async def test_bytes_are_removed_only_when_nothing_refers_to_them(db):
+    await accept(db, upload("a.txt"), upload("b.txt"))
+    removed: list[str] = []
+    await db.catalog.remove_blob("1" * 64, lambda: removed.append("used"))
+    await db.catalog.remove_blob("2" * 64, lambda: removed.append("unused"))
+    assert removed == ["unused"]
+
+
+async def test_cancelling_and_retrying(db):
+    [accepted] = await accept(db, upload())
+    job = await db.jobs.claim("w")
+    assert (await db.jobs.cancel(job.id)).state == "cancelled"
+    with pytest.raises(LeaseLost):
+        await db.jobs.renew(job, stage="x", done=0, total=None)
+    assert (await db.catalog.document(accepted.id)).status == "failed"
+    with pytest.raises(JobNotCancellable):
+        await db.jobs.cancel(job.id)
+    assert (await db.jobs.retry(job.id)).state == "queued"
+    with pytest.raises(JobNotCancellable):
+        await db.jobs.retry(job.id)
+    with pytest.raises(JobNotFound):
+        await db.jobs.cancel("job_x")
+
+
+async def test_listings_page_stably_newest_first(db):
+    for i in range(7):
+        await accept(db, upload(f"{i}.txt"))
+    pages: list[list[str]] = []
+    cursor = None
+    while page := await db.catalog.list_documents(limit=3, cursor=cursor):
+        pages.append([document.name for document in page])
+        cursor = page[-1].id
+        await accept(db, upload(f"later{len(pages)}.txt"))  # what comes meanwhile shifts no page
+    assert pages == [["6.txt", "5.txt", "4.txt"], ["3.txt", "2.txt", "1.txt"], ["0.txt"]]
+
+
+async def test_deleting_a_collection_forgets_all_of_it_and_nothing_else(db):
+    gen = await generation_of_new(db, "gone")
+    await accept(db, upload(), collection="gone")
+    await accept(db, upload(), collection="kept")
+    generations, blobs = await db.catalog.delete_collection("gone")
+    assert ([g.id for g in generations], blobs) == ([gen.id], ["1" * 64])
+    with pytest.raises(CollectionNotFound):
+        await db.catalog.live_generation("gone")
+    with pytest.raises(CollectionNotFound):
+        await db.catalog.delete_collection("gone")
+    assert [d.collection for d in await db.catalog.list_documents(limit=5)] == ["kept"]
+
+
+async def test_retired_generations_wait_for_their_last_readers(db):
+    old = await generation_of_new(db)
+    new = await generation(db, live=False, fingerprint="f2")
+    await db.catalog.switch(new, embedder=None)
+    assert await db.catalog.retired() == []
+    await db.catalog.forget_generation(old.id)
+    assert await db.catalog.generations("default", states=("retired",)) == []
+
+
+@pytest.mark.parametrize("name", ["", "-x", "a b", "../x", "é", "a" * 65, "a/b"])
+async def test_names_that_cannot_be_collections_are_refused(db, name):
+    with pytest.raises(InvalidCollectionName):
+        await db.catalog.create_collection(name, chunking=CHUNKING)
+
+
+async def test_collections_are_created_once(db):
+    one = await db.catalog.create_collection("c", chunking=Chunking(size=100, overlap=10))
+    two = await db.catalog.create_collection("c", chunking=CHUNKING)
+    assert isinstance(one, Collection)
+    assert (two.chunk_size, two.chunk_overlap) == (100, 10)
+
+
+async def test_filters_are_held_to_the_keys_and_types_that_exist(db):
+    await accept(db, upload(year=2024, tags=("a", "b"), draft=True, title="x"))
+    check = db.catalog.check_filter
+    good = And((Compare("year", "gte", 2020), Compare("tags", "contains", "a"), Not(Compare("draft", "eq", True))))
+    await check("default", good)
+    await check("default", Compare("page", "gt", 3))
+    await check("default", Compare("title", "exists", True))
+    for bad in (Compare("yaer", "eq", 1), Compare("year", "eq", "2024"), Compare("title", "in", (1, 2)), Compare("tags", "eq", "a")):
+        with pytest.raises(InvalidFilter, match="filter"):
+            await check("default", bad)
+
+
+def test_an_eta_is_the_time_left_at_the_rate_so_far():
+    job = Job("j", "ingest", "c", None, 1, None, "running", "embedding", 5, 20, 1, "w", None, 0.0, time() - 10, None)
+    assert job.eta_seconds == pytest.approx(30, abs=1)
+    assert replace(job, done=0).eta_seconds is None
+    assert replace(job, state="succeeded").eta_seconds is None
