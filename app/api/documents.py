@@ -1,0 +1,211 @@
+"""Documents, their bytes, text and chunks; collections; re-indexing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse, PlainTextResponse, Response
+
+from app.api.errors import problems
+from app.api.open import Cursor, Limit, Open, collection_out, document_out, job_out, next_cursor
+from app.schemas import (
+    ChunkOut,
+    Chunks,
+    CollectionIn,
+    CollectionName,
+    CollectionOut,
+    Collections,
+    DocumentOut,
+    Documents,
+    DocumentStatus,
+    JobOut,
+    ReindexRequest,
+    ReindexResponse,
+)
+from app.wiring import Service
+from ingest.chunk import Chunking
+from ingest.generations import Plan
+from retrieval.errors import DocumentNotFound, FootnoteError, InvalidInput
+
+router = APIRouter()
+
+SAMPLE_TEXTS = ["The estimate needs a sentence of about the usual length, and this one will do for that purpose." * 8] * 16
+
+
+@router.get("/documents", tags=["documents"], response_model=Documents, responses=problems(404))
+async def list_documents(
+    service: Open,
+    collection: Annotated[CollectionName | None, Query()] = None,
+    status: DocumentStatus | None = None,
+    name: Annotated[str | None, Query(max_length=500)] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Documents:
+    """Documents, newest first."""
+    found = await service.catalog.list_documents(collection=collection, status=status, name=name, limit=limit, cursor=cursor)
+    return Documents(documents=[document_out(each) for each in found], next_cursor=next_cursor(found, limit))
+
+
+@router.get("/documents/{document_id}", tags=["documents"], response_model=DocumentOut, responses=problems(404))
+async def get_document(service: Open, document_id: str) -> DocumentOut:
+    """Status, receipt and error of a document's newest version."""
+    return document_out(await service.catalog.document(document_id))
+
+
+@router.get(
+    "/documents/{document_id}/original",
+    tags=["documents"],
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "the bytes as they came"}, **problems(404)},
+)
+async def get_original(service: Open, document_id: str) -> Response:
+    """The newest version's bytes, as a download: a browser never runs what somebody uploaded."""
+    document = await service.catalog.document(document_id)
+    path = service.files.path("originals", document.sha256)
+    if not path.exists():
+        raise DocumentNotFound(f"the bytes of document {document_id!r} are gone")
+    name = quote(document.name.rsplit("/", 1)[-1], safe="")
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+        "X-Content-Type-Options": "nosniff",
+        "ETag": f'"{document.sha256}"',
+    }
+    return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+
+@router.get(
+    "/documents/{document_id}/text",
+    tags=["documents"],
+    response_class=PlainTextResponse,
+    responses={
+        200: {"content": {"text/plain": {}}, "description": "the canonical text: citations' offsets count its characters"},
+        **problems(404),
+    },
+)
+async def get_text(service: Open, document_id: str) -> PlainTextResponse:
+    """The text of the version that answers come from."""
+    document = await service.catalog.document(document_id)
+    if document.text_key is None:
+        raise DocumentNotFound(f"document {document_id!r} has no text yet: its status is {document.status}")
+    return PlainTextResponse(await service.files.text(document.text_key), headers={"X-Content-Type-Options": "nosniff"})
+
+
+@router.get("/documents/{document_id}/chunks", tags=["documents"], response_model=Chunks, responses=problems(404, 409, 502))
+async def get_chunks(service: Open, document_id: str, limit: Limit = 100, cursor: Cursor = None) -> Chunks:
+    """The chunks that the live index holds of a document, ordered by id; `position` is their order in the text."""
+    document = await service.catalog.document(document_id)
+    generation = await service.catalog.live_generation(document.collection)
+    found = (
+        []
+        if generation is None
+        else await service.store.scan(generation.index, document_id=document.id, after=cursor, limit=limit)
+    )
+    fields = [name for name in ChunkOut.model_fields if name != "headings"]
+    chunks = [ChunkOut(**{name: getattr(each, name) for name in fields}, headings=list(each.headings)) for each in found]
+    return Chunks(chunks=chunks, next_cursor=next_cursor(found, limit))
+
+
+@router.delete(
+    "/documents/{document_id}", tags=["documents"], status_code=202, response_model=JobOut, responses=problems(404, 502)
+)
+async def delete_document(service: Open, document_id: str) -> JobOut:
+    """Delete a document: nothing of it is found from now on, and the job removes every trace."""
+    document = await service.catalog.document(document_id)
+    job_id = await service.catalog.delete_document(document_id)
+    generation = await service.catalog.live_generation(document.collection)
+    if generation is not None:
+        await service.store.replace(generation.index, {document_id: []})
+    return job_out(await service.jobs.job(job_id))
+
+
+@router.get("/collections", tags=["collections"], response_model=Collections, responses=problems())
+async def list_collections(service: Open, limit: Limit = 100, cursor: Cursor = None) -> Collections:
+    """Collections by name."""
+    found = await service.catalog.list_collections(limit=limit, cursor=cursor)
+    return Collections(collections=[collection_out(each) for each in found], next_cursor=next_cursor(found, limit, "name"))
+
+
+@router.post("/collections", tags=["collections"], status_code=201, response_model=CollectionOut, responses=problems())
+async def create_collection(service: Open, body: CollectionIn) -> CollectionOut:
+    """Create a collection, or find it as it is. The first ingest creates one too."""
+    default = service.chunking
+    chunking = Chunking(
+        size=default.size if body.chunk_size is None else body.chunk_size,
+        overlap=default.overlap if body.chunk_overlap is None else body.chunk_overlap,
+    )
+    return collection_out(await service.catalog.create_collection(body.name, chunking=chunking))
+
+
+@router.get("/collections/{name}", tags=["collections"], response_model=CollectionOut, responses=problems(404))
+async def get_collection(service: Open, name: str) -> CollectionOut:
+    """One collection, with what its live index holds."""
+    return collection_out(await service.catalog.collection(name))
+
+
+@router.delete("/collections/{name}", tags=["collections"], status_code=204, responses=problems(404, 502))
+async def delete_collection(service: Open, name: str) -> Response:
+    """Delete a collection with all its documents, originals and indexes."""
+    generations, blobs = await service.catalog.delete_collection(name)
+    for generation in generations:
+        await service.store.drop(generation.index)
+    for sha256 in blobs:
+        await service.catalog.remove_blob(sha256, partial(service.files.discard, sha256))
+    return Response(status_code=204)
+
+
+@router.post(
+    "/collections/{name}/reindex",
+    tags=["collections"],
+    status_code=202,
+    response_model=ReindexResponse,
+    responses=problems(404, 409, 502),
+)
+async def reindex(service: Open, name: str, body: ReindexRequest) -> ReindexResponse:
+    """Build a new index beside the live one from the kept originals, then switch: queries see one or the other, whole.
+
+    Nothing is done where nothing changed, unless `force`; `plan` only counts and estimates.
+    """
+    collection = await service.catalog.collection(name)
+    live = await service.catalog.live_generation(name)
+    chunking = _wanted_chunking(body, live.chunking if live else service.chunking)
+    plan = await service.generations.plan(collection, spec=body.embedder, chunking=chunking)
+    needed = live is not None and bool(plan.changes or body.force)
+    job_id = None
+    if needed and not body.plan:
+        generation = await service.generations.begin(collection, spec=body.embedder, chunking=chunking)
+        job_id = await service.jobs.add_reindex(name, generation)
+    seconds = await _estimate(service, plan) if needed and body.plan else None
+    return ReindexResponse(
+        collection=name,
+        documents=plan.documents if needed else 0,
+        chunks=plan.chunks if needed else 0,
+        embedder=plan.embedder,
+        changes=[*plan.changes, *(["forced"] if body.force else [])],
+        estimated_seconds=seconds,
+        job_id=job_id,
+    )
+
+
+def _wanted_chunking(body: ReindexRequest, now: Chunking) -> Chunking:
+    return Chunking(
+        size=now.size if body.chunk_size is None else body.chunk_size,
+        overlap=now.overlap if body.chunk_overlap is None else body.chunk_overlap,
+    )
+
+
+async def _estimate(service: Service, plan: Plan) -> float:
+    """Seconds for the chunks at the rate at which this process embeds a few of the usual length right now."""
+    embedder = await service.generations.embedder(plan.embedder)
+    try:
+        await embedder.embed_query(SAMPLE_TEXTS[0])  # the first call loads the model
+        began = time.perf_counter()
+        await embedder.embed_documents(SAMPLE_TEXTS)
+    except FootnoteError as exc:
+        raise InvalidInput(f"the embedder cannot be tried: {exc.message}") from exc
+    await asyncio.sleep(0)
+    return round((time.perf_counter() - began) / len(SAMPLE_TEXTS) * plan.chunks, 1)

@@ -1,0 +1,84 @@
+"""What callers send that needs a closer look than a type: names, metadata, text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from typing import Any
+
+from retrieval.errors import InvalidInput
+from retrieval.types import BUILT_IN_FIELDS, Metadata, MetadataValue
+
+MAX_NAME = 500
+MAX_KEYS = 100
+MAX_METADATA_BYTES = 32 * 1024
+
+
+def safe_name(name: str) -> str:
+    """A document's name as we keep it: a relative path without tricks, in NFC. It never becomes a path of ours.
+
+    `../../etc/x.pdf` and `C:\\x.pdf` lose what leads out of their folder; control characters and text-direction overrides go.
+    """
+    kept = "".join(
+        c
+        for c in unicodedata.normalize("NFC", name)
+        if unicodedata.category(c) not in {"Cc", "Cs"} and c not in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
+    parts = [part.strip() for part in re.sub(r"^[A-Za-z]:", "", kept.replace("\\", "/")).split("/")]
+    clean = "/".join(part for part in parts if part not in {"", ".", ".."})
+    if not clean or len(clean) > MAX_NAME:
+        raise InvalidInput(f"name: a document's name has 1 to {MAX_NAME} visible characters")
+    return clean
+
+
+def parse_metadata(value: Any) -> Metadata:
+    """A flat JSON object of strings, numbers, booleans and lists of strings; null values are left out.
+
+    Raises `InvalidInput` that names the key.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as exc:
+            raise InvalidInput(f'metadata: not JSON ({exc}); send an object such as {{"year": 2026}}') from exc
+    if not isinstance(value, dict):
+        raise InvalidInput('metadata: not an object; send one such as {"year": 2026}')
+    if len(value) > MAX_KEYS or len(json.dumps(value)) > MAX_METADATA_BYTES:
+        raise InvalidInput(f"metadata: at most {MAX_KEYS} keys and {MAX_METADATA_BYTES // 1024} KiB")
+    return {_key(key): _value(key, item) for key, item in value.items() if item is not None}
+
+
+def printable(text: str, *, what: str) -> str:
+    """Refuses lone surrogates, which no store and no UTF-8 can carry, and NUL."""
+    if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise InvalidInput(f"{what}: holds a NUL or half of a surrogate pair; send well-formed text")
+    return text
+
+
+def _key(key: str) -> str:
+    if not 1 <= len(key) <= 100 or key.startswith("$") or key in BUILT_IN_FIELDS:
+        shown = repr(key[:100])
+        raise InvalidInput(
+            f"metadata: the key {shown} is empty, longer than 100 characters, begins with $, or is the name of a built-in field"
+        )
+    return printable(key, what="metadata")
+
+
+def _value(key: str, value: Any) -> MetadataValue:
+    match value:
+        case str():
+            return printable(value, what=f"metadata.{key}")
+        case bool():
+            return value
+        case float():
+            if not math.isfinite(value):
+                raise InvalidInput(f"metadata.{key}: not a finite number")
+            return value
+        case int() if abs(value) < 2**53:
+            return value
+        case list() if all(isinstance(item, str) for item in value):
+            return tuple(printable(item, what=f"metadata.{key}") for item in value)
+        case _:
+            raise InvalidInput(f"metadata.{key}: takes a string, a number below 2^53, a boolean or a list of strings")

@@ -1,0 +1,112 @@
+"""`footnote doctor`: are settings, model, store and catalog there, and do they agree? Every finding names its cure."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+from app.settings import Settings
+from app.wiring import Service, open_service
+from ingest.catalog import Collection
+from retrieval.errors import FootnoteError
+
+LOW_DISK_MB = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str
+    state: Literal["ok", "problem"]
+    detail: str
+    """What was found, and for a problem what to do."""
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    """Each check's finding as it is made; a check that another one's failure prevents is left out."""
+    try:
+        async with open_service(settings) as service:
+            yield _disk(settings)
+            yield await _catalog(service)
+            yield await _store(service)
+            yield await _embedder(service)
+            async for finding in _collections(service):
+                yield finding
+            yield await _jobs(service)
+    except FootnoteError as exc:
+        yield Finding("start", "problem", exc.message)
+
+
+def _disk(settings: Settings) -> Finding:
+    free = shutil.disk_usage(settings.data_dir).free // 2**20
+    if free < LOW_DISK_MB:
+        return Finding(
+            "disk", "problem", f"{free} MiB are free in {settings.data_dir}: free some room, or set FOOTNOTE_DATA_DIR"
+        )
+    return Finding("disk", "ok", f"{free // 1024} GiB free")
+
+
+async def _catalog(service: Service) -> Finding:
+    try:
+        await service.catalog.list_collections(limit=1)
+    except FootnoteError as exc:
+        return Finding("catalog", "problem", exc.message)
+    return Finding("catalog", "ok", service.database.engine.dialect.name)
+
+
+async def _store(service: Service) -> Finding:
+    try:
+        return Finding("store", "ok", await service.store.ping())
+    except FootnoteError as exc:
+        return Finding("store", "problem", exc.message)
+
+
+async def _embedder(service: Service) -> Finding:
+    spec = service.settings.embedder
+    try:
+        embedder = await service.generations.embedder(spec)
+        vector = await embedder.embed_query("Does the embedding model answer?")
+    except FootnoteError as exc:
+        return Finding("embedder", "problem", exc.message)
+    if vector.shape != (embedder.dimension,):
+        return Finding(
+            "embedder",
+            "problem",
+            f"{spec} gave {vector.shape[0]} dimensions and promised {embedder.dimension}: its files do not fit together",
+        )
+    return Finding("embedder", "ok", f"{spec}, {embedder.dimension} dimensions, window {embedder.tokenizer.window} tokens")
+
+
+async def _collections(service: Service) -> AsyncIterator[Finding]:
+    cursor: str | None = None
+    while page := await service.catalog.list_collections(limit=100, cursor=cursor):
+        for collection in page:
+            yield await _collection(service, collection)
+        cursor = page[-1].name
+
+
+async def _collection(service: Service, collection: Collection) -> Finding:
+    """Does the index belong to the model in use, and does the store hold as many chunks as the catalog says?"""
+    check = f"collection {collection.name}"
+    try:
+        live = await service.generations.live(collection.name)
+        stored = await service.store.count(live[0].index) if live else 0
+    except FootnoteError as exc:
+        return Finding(check, "problem", exc.message)
+    if stored != collection.chunks:
+        cure = f"run `footnote reindex --collection {collection.name} --force`"
+        return Finding(check, "problem", f"the store holds {stored} chunks and the catalog says {collection.chunks}: {cure}")
+    return Finding(check, "ok", f"{collection.documents} documents, {collection.chunks} chunks")
+
+
+async def _jobs(service: Service) -> Finding:
+    depth = await service.jobs.depth()
+    dead = await service.jobs.list_jobs(state="dead", limit=1)
+    if dead:
+        return Finding(
+            "jobs", "problem", f"job {dead[0].id} is dead: see `footnote jobs --state dead`, then `footnote jobs --retry ID`"
+        )
+    if depth["queued"] and not depth["running"] and not service.settings.workers:
+        return Finding("jobs", "problem", f"{depth['queued']} jobs wait and none runs: start `footnote worker`")
+    return Finding("jobs", "ok", f"{depth['queued']} waiting, {depth['running']} running")

@@ -1,0 +1,100 @@
+"""Answers without a language model: the best sentences of the hits, word for word, each with its footnote."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval.analysis import analyze, analyze_query
+from retrieval.embedders import Embedder
+from retrieval.sentences import sentences
+from retrieval.types import Hit, Vector
+
+CANDIDATES = 32
+"""Sentences that are embedded for one answer: more cost more than they find."""
+LONGEST = 600
+KEEP = 3
+NEAR_BEST = 0.72
+"""A further sentence must score this share of the best one's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of a hit; offsets are within the hit's text."""
+
+    hit: int
+    start: int
+    end: int
+    text: str
+    terms: frozenset[str]
+
+
+async def choose(
+    question: str, hits: Sequence[Hit], languages: Sequence[str], embedder: Embedder | None, vector: Vector | None
+) -> list[Sentence]:
+    """Up to `KEEP` sentences that answer best, in the order of their hits and places.
+
+    A sentence scores the share of the question's terms that it holds, each weighted by its rarity among the candidates, plus
+    its cosine with the question where there is an embedder.
+    """
+    asked = set(analyze_query(question, languages))
+    found = [sentence for position, hit in enumerate(hits) for sentence in _sentences(position, hit)]
+    if not found:
+        return []
+    lexical = _coverage(asked, found) + np.array([0.05 / (1 + sentence.hit) for sentence in found])
+    order = np.argsort(-lexical, kind="stable")[:CANDIDATES]
+    found, scores = [found[i] for i in order], lexical[order]
+    if embedder is not None and vector is not None:
+        vectors = await embedder.embed_documents([_in_context(hits[sentence.hit], sentence) for sentence in found])
+        scores = scores + vectors @ vector
+    return _pick(found, scores)
+
+
+def _sentences(position: int, hit: Hit) -> list[Sentence]:
+    text = hit.chunk.text
+    spans = [(start, end) for start, end in sentences(text) if 0 < len(text[start:end].strip()) <= LONGEST]
+    prose = [span for span in spans if not _is_heading(text[span[0] : span[1]], hit)]
+    return [
+        Sentence(position, start, end, text[start:end], frozenset(analyze(text[start:end], hit.chunk.language)))
+        for start, end in prose or spans
+    ]
+
+
+def _is_heading(text: str, hit: Hit) -> bool:
+    return text.strip() in hit.chunk.headings
+
+
+def _coverage(asked: set[str], found: Sequence[Sentence]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    frequency = Counter(term for sentence in found for term in sentence.terms & asked)
+    weights = {term: math.log(1 + len(found) / (1 + frequency[term])) for term in asked}
+    whole = sum(weights.values()) or 1.0
+    return np.array([sum(weights[term] for term in sentence.terms & asked) / whole for sentence in found])
+
+
+def _in_context(hit: Hit, sentence: Sentence) -> str:
+    """A sentence says more under its headings: "It opens at nine" is about the thing that the heading names."""
+    return " ".join((*hit.chunk.headings[-1:], sentence.text))
+
+
+def _pick(found: Sequence[Sentence], scores: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[Sentence]:
+    chosen: list[Sentence] = []
+    best = float(scores.max())
+    for i in np.argsort(-scores, kind="stable"):
+        sentence = found[i]
+        if len(chosen) == KEEP or scores[i] < NEAR_BEST * best:
+            break
+        if all(_difference(sentence, other) for other in chosen):
+            chosen.append(sentence)
+    return sorted(chosen, key=lambda sentence: (sentence.hit, sentence.start))
+
+
+def _difference(one: Sentence, other: Sentence) -> bool:
+    """Whether two sentences say different things, as far as their words tell."""
+    if one.text == other.text:
+        return False
+    union = one.terms | other.terms
+    return not union or len(one.terms & other.terms) / len(union) < 0.7

@@ -1,0 +1,261 @@
+"""What goes over the wire, as `docs` and clients see it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from ingest.catalog import COLLECTION_NAME
+
+CollectionName = Annotated[str, StringConstraints(pattern=COLLECTION_NAME)]
+DocumentStatus = Literal["queued", "processing", "ready", "needs_attention", "failed", "deleting"]
+JobState = Literal["queued", "running", "succeeded", "failed", "dead", "cancelled"]
+Text = Annotated[str, StringConstraints(min_length=1)]
+FilterValue = str | int | float | bool
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Error(Model):
+    """Why a document or job is not well; `detail` says what to do."""
+
+    code: str = Field(examples=["unsupported_document"])
+    detail: str
+    retryable: bool = False
+
+
+class FieldError(Model):
+    pointer: str = Field(description="JSON pointer to the value that is wrong", examples=["/top_k"])
+    detail: str
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str = Field(examples=["urn:footnote:error:collection_not_found"])
+    title: str
+    status: int
+    detail: str = Field(description="what happened and what to do")
+    code: str = Field(examples=["collection_not_found"])
+    request_id: str
+    errors: list[FieldError] | None = None
+
+
+class Turn(Model):
+    role: Literal["user", "assistant"]
+    content: Annotated[str, StringConstraints(max_length=20_000)]
+
+
+class SearchRequest(Model):
+    question: Text = Field(
+        description="what to look for, in any language", examples=["When is the seed vault open to visitors?"]
+    )
+    collection: CollectionName = "default"
+    top_k: int = Field(5, ge=1, le=100, description="how many hits")
+    filter: dict[str, Any] | None = Field(
+        None,
+        description='on metadata and on document_id, document_name, page, language: {"year": {"$gte": 2024}, "$or": [...]}; '
+        "operators $eq $ne $in $nin $gt $gte $lt $lte $exists $contains $and $or $not",
+        examples=[{"department": "visitors", "year": {"$gte": 2024}}],
+    )
+    mode: Literal["hybrid", "vector", "keyword"] = "hybrid"
+
+
+class QueryRequest(SearchRequest):
+    stream: bool = Field(False, description="answer as server-sent events")
+    history: list[Turn] = Field([], max_length=50, description="the turns before this question, oldest first")
+    llm: str | None = Field(None, description="`extractive`, or one of the configured models", examples=["extractive"])
+
+
+class HitOut(Model):
+    chunk_id: str
+    document_id: str
+    document_name: str
+    text: str
+    page: int | None
+    start: int = Field(description="character offset into the document's text")
+    end: int
+    headings: list[str]
+    metadata: dict[str, Any]
+    score: float
+    vector_score: float = Field(description="cosine similarity")
+    keyword_score: float = Field(description="BM25")
+
+
+class Citation(Model):
+    marker: int = Field(description="the number in square brackets in the answer")
+    document_id: str
+    document_name: str
+    chunk_id: str
+    quote: str
+    verified: bool = Field(description="the quote stands in the document's text at start..end, word for word")
+    page: int | None
+    start: int
+    end: int
+    headings: list[str]
+
+
+class Usage(Model):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class SearchResponse(Model):
+    hits: list[HitOut]
+    collection: str
+    generation: str | None
+    timings_ms: dict[str, float]
+
+
+class Answer(Model):
+    id: str
+    status: Literal["answered", "partial", "abstained"]
+    reason: str | None = Field(description="why it abstained, or what is missing")
+    answer: str
+    citations: list[Citation]
+    hits: list[HitOut]
+    model: str
+    collection: str
+    generation: str | None
+    timings_ms: dict[str, float]
+    usage: Usage
+
+
+class IngestText(Model):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=500)] = Field(examples=["note.md"])
+    text: str
+    media_type: str | None = Field(None, examples=["text/markdown"])
+    metadata: dict[str, Any] = {}
+
+
+class IngestRequest(Model):
+    documents: list[IngestText] = Field(min_length=1, max_length=1000)
+    collection: CollectionName = "default"
+
+
+class IngestedDocument(Model):
+    id: str | None = Field(description="null if the document was refused")
+    name: str
+    status: DocumentStatus
+    job_id: str | None
+    duplicate: bool = Field(description="the same bytes under the same name were here already")
+    error: Error | None = None
+
+
+class IngestResponse(Model):
+    documents: list[IngestedDocument]
+
+
+class DocumentOut(Model):
+    id: str
+    name: str
+    collection: str
+    status: DocumentStatus
+    version: int
+    live_version: int | None = Field(description="the version that answers come from; null while there is none")
+    size: int
+    media_type: str
+    sha256: str
+    metadata: dict[str, Any]
+    chunks: int
+    receipt: dict[str, Any] | None = Field(description="what was read, and what was not")
+    error: Error | None
+    job_id: str
+    created_at: str
+    updated_at: str
+
+
+class ChunkOut(Model):
+    id: str
+    position: int
+    text: str
+    start: int
+    end: int
+    page: int | None
+    headings: list[str]
+    language: str | None
+
+
+class JobOut(Model):
+    id: str
+    kind: Literal["ingest", "delete", "reindex", "rebuild"]
+    collection: str
+    document_id: str | None
+    state: JobState
+    stage: str
+    done: int
+    total: int | None
+    eta_seconds: float | None
+    attempts: int
+    error: Error | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class CollectionIn(Model):
+    name: CollectionName
+    chunk_size: int | None = Field(None, ge=0, le=8192, description="tokens per chunk; 0 for what the embedding model takes")
+    chunk_overlap: int | None = Field(None, ge=0, le=1024)
+
+
+class CollectionOut(Model):
+    name: str
+    documents: int
+    chunks: int
+    generation: str | None
+    embedder: str | None
+    chunk_size: int
+    chunk_overlap: int
+    created_at: str
+
+
+class Documents(Model):
+    documents: list[DocumentOut]
+    next_cursor: str | None
+
+
+class Chunks(Model):
+    chunks: list[ChunkOut]
+    next_cursor: str | None
+
+
+class JobList(Model):
+    jobs: list[JobOut]
+    next_cursor: str | None
+
+
+class Collections(Model):
+    collections: list[CollectionOut]
+    next_cursor: str | None
+
+
+class ReindexRequest(Model):
+    embedder: str | None = Field(None, description="build with this embedder and keep it for the collection")
+    force: bool = Field(False, description="build anew even if nothing changed")
+    plan: bool = Field(False, description="only count and estimate")
+    chunk_size: int | None = Field(None, ge=0, le=8192)
+    chunk_overlap: int | None = Field(None, ge=0, le=1024)
+
+
+class ReindexResponse(Model):
+    collection: str
+    documents: int
+    chunks: int
+    embedder: str
+    changes: list[str]
+    estimated_seconds: float | None
+    job_id: str | None
+
+
+class Ready(Model):
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, str]
+
+
+class Health(Model):
+    status: Literal["alive"]
+    version: str

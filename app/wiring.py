@@ -1,0 +1,123 @@
+"""The one function that builds the product from its settings; every door and every test opens it the same way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from app.answer import EXTRACTIVE, Answerer
+from app.llm import LLM
+from app.llm.chat import FallbackChain, open_chat
+from app.settings import MIB, Settings
+from ingest.catalog import Catalog
+from ingest.chunk import Chunking
+from ingest.database import Database, open_database
+from ingest.files import Files
+from ingest.generations import Generations
+from ingest.jobs import Jobs
+from ingest.parsers.isolation import ParserPool
+from ingest.pipeline import Pipeline
+from ingest.worker import Worker
+from retrieval.embedders import Embedder, open_embedder
+from retrieval.errors import StorageFull
+from retrieval.stores import VectorStore, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Everything that is open, for as long as the service runs."""
+
+    settings: Settings
+    database: Database
+    catalog: Catalog
+    jobs: Jobs
+    files: Files
+    store: VectorStore
+    generations: Generations
+    answerer: Answerer
+
+    @property
+    def chunking(self) -> Chunking:
+        """Of new collections."""
+        return Chunking(size=self.settings.chunk_size, overlap=self.settings.chunk_overlap)
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Service]:
+    """Open catalog, files, store and embedder; close them in reverse. Raises what an operator can mend, with the cure."""
+    async with AsyncExitStack() as stack:
+        files = _open_files(settings)
+        database = await open_database(settings.resolved_catalog_url)
+        stack.push_async_callback(database.close)
+        key = settings.store_api_key.get_secret_value() if settings.store_api_key else None
+        store = await open_store(settings.resolved_store_url, api_key=key)
+        stack.push_async_callback(store.close)
+        catalog = Catalog(database)
+        generations = Generations(catalog, default_spec=settings.embedder, open_embedder=lambda spec: _embedder(settings, spec))
+        stack.push_async_callback(generations.close)
+        jobs = Jobs(database, lease_seconds=settings.lease_seconds, max_attempts=settings.job_max_attempts)
+        models = _models(settings)
+        answerer = Answerer(catalog=catalog, generations=generations, store=store, models=models, default=next(iter(models)))
+        yield Service(settings, database, catalog, jobs, files, store, generations, answerer)
+
+
+@asynccontextmanager
+async def open_worker(service: Service) -> AsyncIterator[Worker]:
+    """A worker over an open service, with its own parser processes."""
+    settings = service.settings
+    parsers = ParserPool(
+        workers=min(settings.ingest_concurrency, 2),
+        timeout_seconds=settings.parse_timeout_seconds,
+        memory_bytes=settings.parse_memory_mb * MIB,
+    )
+    try:
+        pipeline = Pipeline(
+            catalog=service.catalog,
+            jobs=service.jobs,
+            files=service.files,
+            store=service.store,
+            generations=service.generations,
+            parsers=parsers,
+        )
+        yield Worker(service.jobs, pipeline, concurrency=settings.ingest_concurrency)
+    finally:
+        await parsers.close()
+
+
+def _open_files(settings: Settings) -> Files:
+    try:
+        return Files(settings.data_dir.resolve())
+    except OSError as exc:
+        raise StorageFull(
+            f"the data dir {settings.data_dir} cannot be written ({exc.strerror}): free some room, or set FOOTNOTE_DATA_DIR"
+        ) from exc
+
+
+async def _embedder(settings: Settings, spec: str) -> Embedder:
+    key = settings.embedder_api_key.get_secret_value() if settings.embedder_api_key else None
+    return await open_embedder(
+        spec, base_url=settings.embedder_base_url, api_key=key, cache_dir=str(settings.data_dir.resolve() / "models")
+    )
+
+
+def _models(settings: Settings) -> dict[str, LLM | None]:
+    """The models that a question may choose by name, the default first; `extractive` (None) needs none and is always there."""
+    names = [name.strip() for name in settings.llm.split(",")]
+    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
+    chats: dict[str, LLM] = {
+        name: open_chat(
+            name,
+            base_url=settings.llm_base_url,
+            api_key=key,
+            window=settings.llm_window,
+            max_tokens=settings.llm_max_tokens,
+            timeout_seconds=settings.llm_timeout_seconds,
+        )
+        for name in names
+        if name != EXTRACTIVE
+    }
+    if len(chats) > 1:
+        chats = {settings.llm: FallbackChain(list(chats.values())), **chats}
+    models: dict[str, LLM | None] = {**chats}
+    return {EXTRACTIVE: None, **models} if names[0] == EXTRACTIVE else {**models, EXTRACTIVE: None}
