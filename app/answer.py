@@ -298,5 +298,6 @@ def _judge(draft: Draft, markers: Markers) -> tuple[str, str | None]:
 
 def _with_marker(sentence: str, number: int) -> str:
     """The footnote goes before the sentence's final point."""
-    body = sentence.rstrip(".!?。！？")
-    return f"{body} [{number}]{sentence[len(body) :]}"
+    line = " ".join(sentence.split())
+    body = line.rstrip(".!?。！？")
+    return f"{body} [{number}]{line[len(body) :]}"
