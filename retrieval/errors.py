@@ -34,7 +34,7 @@
         ├── CatalogUnavailable     retryable
         └── StorageFull
 
-Adapters raise these from what their library raises. The tree knows nothing of HTTP or exit codes: `app.errors` maps codes to both.
+Adapters raise these from what their library raises. The tree knows nothing of HTTP or exit codes: `app.errors` does.
 """
 
 from __future__ import annotations

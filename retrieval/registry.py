@@ -30,4 +30,5 @@ class Registry(Generic[T]):
         try:
             return getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as exc:
-            raise MissingDependency(f"the {self.kind} {scheme!r} needs the package {exc.name!r}: pip install {exc.name}") from exc
+            message = f"the {self.kind} {scheme!r} needs the package {exc.name!r}: pip install {exc.name}"
+            raise MissingDependency(message) from exc

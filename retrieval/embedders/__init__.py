@@ -33,7 +33,7 @@ class Embedder(Protocol):
     tokenizer: Tokenizer
 
     async def embed_documents(self, texts: Sequence[str]) -> Matrix:
-        """Shape (len(texts), dimension), float32, unit rows, in the order given. Raises `EmbedderUnavailable`/`EmbedderRejected`."""
+        """Shape (len(texts), dimension), float32, unit rows, in order. Raises `EmbedderUnavailable` and `EmbedderRejected`."""
 
     async def embed_query(self, text: str) -> Vector:
         """Shape (dimension,), float32, unit length."""

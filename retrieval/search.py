@@ -1,0 +1,125 @@
+"""The only place that combines words and vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from retrieval.analysis import analyze_query
+from retrieval.embedders import Embedder
+from retrieval.errors import DimensionMismatch
+from retrieval.fusion import distinct, fuse
+from retrieval.stores import VectorStore
+from retrieval.types import Candidate, Hit, Index, Query, Vector
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+MIN_CANDIDATES = 100
+"""How deep each list is read; more changes nothing in the first ten."""
+CANDIDATES_PER_HIT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a search found, best first."""
+
+    hits: tuple[Hit, ...]
+    timings_ms: Mapping[str, float]
+    """`embed`: until the question had its vector; `search`: everything else. Their sum is what the caller waited."""
+
+
+class Searcher:
+    """Searches one index at a time with the question's words, its meaning, or both."""
+
+    def __init__(self, store: VectorStore, embedder: Embedder) -> None:
+        self.store = store
+        self.embedder = embedder
+
+    async def search(self, index: Index, query: Query, languages: Collection[str]) -> Result:
+        """The best `query.top_k` chunks of `index`, whose chunks are in `languages` (ISO 639-1 codes).
+
+        Chunks of the same text count once. Mode `keyword` leaves the embedder alone, and its hits have the
+        `vector_score` 0; mode `vector` reads no words, and its hits have the `keyword_score` 0. A hybrid question without
+        any word (punctuation only) is answered by its vector.
+
+        Raises what the store and the embedder raise, and `DimensionMismatch` if the index holds vectors of another length.
+        """
+        started = time.perf_counter()
+        limit = max(MIN_CANDIDATES, CANDIDATES_PER_HIT * query.top_k)
+        terms = [] if query.mode == "vector" else analyze_query(query.text, languages)
+        if query.mode == "keyword":
+            hits, embed_s = _by_keyword(await self._keyword(index, query, terms, limit)), 0.0
+        else:
+            (vector, nearest, embed_s), matching = await _together(
+                self._nearest(index, query, limit), self._keyword(index, query, terms, limit)
+            )
+            hits = _by_both(vector, nearest, matching) if terms else _by_vector(nearest)
+        best = _best(hits, query.top_k)
+        total_s = time.perf_counter() - started
+        return Result(best, MappingProxyType({"embed": 1000 * embed_s, "search": 1000 * (total_s - embed_s)}))
+
+    async def _nearest(self, index: Index, query: Query, limit: int) -> tuple[Vector, list[Candidate], float]:
+        """The question's vector, the chunks nearest to it, and the seconds that embedding took."""
+        started = time.perf_counter()
+        vector = await self.embedder.embed_query(query.text)
+        embed_s = time.perf_counter() - started
+        if vector.shape != (index.dimension,):
+            raise DimensionMismatch(
+                f"the index of collection {index.collection!r} holds vectors of length {index.dimension}, "
+                f"{self.embedder.spec} makes {vector.shape[0]}: use the embedder that it was built with, or re-index it"
+            )
+        return vector, await self.store.nearest(index, vector, limit, query.filter), embed_s
+
+    async def _keyword(self, index: Index, query: Query, terms: Sequence[str], limit: int) -> list[Candidate]:
+        return await self.store.keyword(index, terms, limit, query.filter) if terms else []
+
+
+async def _together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """Both results; if one fails or the caller goes away, the other is stopped before the error goes on."""
+    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _by_keyword(matching: Iterable[Candidate]) -> list[Hit]:
+    return [Hit(found.chunk, found.score, vector_score=0.0, keyword_score=found.score) for found in matching]
+
+
+def _by_vector(nearest: Iterable[Candidate]) -> list[Hit]:
+    return [Hit(found.chunk, found.score, vector_score=found.score, keyword_score=0.0) for found in nearest]
+
+
+def _by_both(vector: Vector, nearest: Sequence[Candidate], matching: Sequence[Candidate]) -> list[Hit]:
+    """The union of both lists, scored by `fuse`.
+
+    The cosine of every candidate comes from its stored vector, also where only the words found it: without it fusion loses
+    1 to 9 points. What only the vectors found keeps a keyword score of 0, which loses nothing.
+    """
+    candidates = {found.chunk.id: found for found in (*nearest, *matching)}
+    if not candidates:
+        return []
+    keyword_scores = {found.chunk.id: found.score for found in matching}
+    keywords = [keyword_scores.get(chunk_id, 0.0) for chunk_id in candidates]
+    cosines = np.stack([found.vector for found in candidates.values()]) @ vector
+    fused = fuse(cosines, keywords)
+    return [
+        Hit(found.chunk, float(score), vector_score=float(cosine), keyword_score=keyword)
+        for found, score, cosine, keyword in zip(candidates.values(), fused, cosines, keywords, strict=True)
+    ]
+
+
+def _best(hits: Iterable[Hit], top_k: int) -> tuple[Hit, ...]:
+    """The best hits of distinct texts; equal scores go by chunk id, so that the order never depends on the store's."""
+    ranked = sorted(hits, key=lambda hit: (-hit.score, hit.chunk.id))
+    return tuple(ranked[position] for position in distinct(hit.chunk.text for hit in ranked)[:top_k])
