@@ -13,6 +13,7 @@ from app.extractive import choose
 from app.llm import LLM, Message
 from app.schemas import Answer, Citation, HitOut, Turn, Usage
 from ingest.catalog import Catalog
+from ingest.filter_keys import check_filter
 from ingest.generations import Generations
 from prompts import render
 from retrieval.analysis import analyze, analyze_query
@@ -67,7 +68,7 @@ class Answerer:
         """Raises `CollectionNotFound`, `EmbedderMismatch`, `InvalidFilter`, and what store and embedder raise."""
         live = await self.generations.live(collection)
         if query.filter is not None:
-            await self.catalog.check_filter(collection, query.filter)
+            check_filter(query.filter, await self.catalog.metadata_types(collection))
         if live is None:
             return Found((), collection, None)
         generation, embedder = live

@@ -9,7 +9,7 @@ from typing import Literal
 
 from app.settings import Settings
 from app.wiring import Service, open_service
-from ingest.catalog import Collection
+from ingest.records import Collection
 from retrieval.errors import FootnoteError
 
 LOW_DISK_MB = 500

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from ingest.catalog import COLLECTION_NAME
+from ingest.records import COLLECTION_NAME
 
 CollectionName = Annotated[str, StringConstraints(pattern=COLLECTION_NAME)]
 DocumentStatus = Literal["queued", "processing", "ready", "needs_attention", "failed", "deleting"]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from time import time
 from typing import Any
 
@@ -15,123 +11,29 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.chunk import Chunking
 from ingest.database import Database, new_id
-from ingest.schema import collections, documents, entries, generations, jobs, metadata_keys, requests
-from retrieval.errors import (
-    CollectionNotFound,
-    DocumentNotFound,
-    IdempotencyConflict,
-    InvalidCollectionName,
-    InvalidFilter,
+from ingest.filter_keys import type_name
+from ingest.records import (
+    Accepted,
+    Collection,
+    Document,
+    Generation,
+    Upload,
+    check_collection_name,
+    document_of,
+    generation_of,
+    is_same,
+    new_job,
 )
-from retrieval.types import BUILT_IN_FIELDS, And, Compare, Filter, Index, Metadata, MetadataValue, Not, Or
+from ingest.schema import collections, documents, entries, generations, jobs, metadata_keys, requests
+from retrieval.errors import CollectionNotFound, DocumentNotFound, IdempotencyConflict
+from retrieval.types import Metadata
 
-COLLECTION_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
-PRIORITY = {"delete": 0, "ingest": 1, "reindex": 2, "rebuild": 3}
 RETIRED_SECONDS = 60
 """How long a retired generation stays in the store, for the queries that had begun on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One build of one collection's index: by which embedder, cut how."""
-
-    id: str
-    collection: str
-    state: str
-    embedder: str
-    fingerprint: str
-    schema: str
-    dimension: int
-    chunk_size: int
-    chunk_overlap: int
-    languages: tuple[str, ...]
-    pinned: bool = False
-    """The collection keeps this generation's embedder whatever the setting says (it was chosen by `reindex --embedder`)."""
-
-    @property
-    def index(self) -> Index:
-        return Index(self.collection, self.id, self.schema, self.dimension)
-
-    @property
-    def chunking(self) -> Chunking:
-        return Chunking(size=self.chunk_size, overlap=self.chunk_overlap)
-
-
-@dataclass(frozen=True, slots=True)
-class Collection:
-    name: str
-    live_generation: str | None
-    embedder: str | None
-    chunk_size: int
-    chunk_overlap: int
-    created_at: float
-    documents: int = 0
-    chunks: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A document's newest version, and what the live index holds of it (`live_version`, `chunks`, `text_key`)."""
-
-    id: str
-    collection: str
-    name: str
-    version: int
-    sha256: str
-    size: int
-    media_type: str
-    metadata: Metadata
-    status: str
-    error: Mapping[str, Any] | None
-    receipt: Mapping[str, Any] | None
-    job_id: str
-    created_at: float
-    updated_at: float
-    live_version: int | None = None
-    chunks: int = 0
-    text_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A document at the door: its bytes are already in the file store."""
-
-    name: str
-    sha256: str
-    size: int
-    media_type: str
-    metadata: Metadata
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    id: str
-    name: str
-    status: str
-    job_id: str
-    duplicate: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What one version of a document left in one generation."""
-
-    generation: Generation
-    text_key: str
-    chunks: int
-    languages: frozenset[str]
-
-
 class OriginalVanished(Exception):
     """A deletion removed the same bytes between their upload and `accept`: put them again."""
-
-
-def check_collection_name(name: str) -> str:
-    if not re.fullmatch(COLLECTION_NAME, name):
-        raise InvalidCollectionName(
-            "a collection's name is 1 to 64 letters, digits, - or _, and begins with a letter or a digit (A-Z a-z 0-9)"
-        )
-    return name
 
 
 class Catalog:
@@ -180,7 +82,7 @@ class Catalog:
             raise CollectionNotFound(
                 f"there is no collection {collection!r}; GET /collections lists them, and the first ingest creates one"
             )
-        return _generation(row) if row["id"] else None
+        return generation_of(row) if row["id"] else None
 
     async def generations(self, collection: str, *, states: Sequence[str] = ("building", "live")) -> list[Generation]:
         query = (
@@ -189,7 +91,7 @@ class Catalog:
             .order_by(generations.c.id)
         )
         async with self.database.reading() as connection:
-            return [_generation(row) for row in (await connection.execute(query)).mappings()]
+            return [generation_of(row) for row in (await connection.execute(query)).mappings()]
 
     async def create_generation(
         self, collection: str, *, embedder: str, fingerprint: str, schema: str, dimension: int, chunking: Chunking, live: bool
@@ -209,7 +111,7 @@ class Catalog:
             if row is None:
                 raise CollectionNotFound(f"there is no collection {collection!r}")
             if live and row["live_generation"]:
-                return _generation(
+                return generation_of(
                     await self._one(connection, sa.select(generations).where(generations.c.id == row["live_generation"]))
                 )
             same = sa.select(generations).where(
@@ -218,7 +120,7 @@ class Catalog:
                 *(generations.c[k] == v for k, v in wanted.items()),
             )
             if (unfinished := await self._row(connection, same)) is not None:
-                return _generation(unfinished)
+                return generation_of(unfinished)
             values = {
                 "id": new_id("gen"),
                 "collection": collection,
@@ -232,7 +134,7 @@ class Catalog:
                 await connection.execute(
                     sa.update(collections).where(collections.c.name == collection).values(live_generation=values["id"])
                 )
-        return _generation(values)
+        return generation_of(values)
 
     async def switch(self, generation: Generation, *, embedder: str | None) -> list[str]:
         """Make a building generation live if it holds every document that the live one holds; else the ids it still lacks.
@@ -271,7 +173,7 @@ class Catalog:
             generations.c.state == "retired", generations.c.retired_at < time() - RETIRED_SECONDS
         )
         async with self.database.reading() as connection:
-            return [_generation(row) for row in (await connection.execute(query)).mappings()]
+            return [generation_of(row) for row in (await connection.execute(query)).mappings()]
 
     async def forget_generation(self, generation_id: str) -> None:
         async with self.database.writing() as connection:
@@ -283,7 +185,7 @@ class Catalog:
         async with self.database.writing() as connection:
             await self.database.lock(connection, f"collection:{name}")
             mine = sa.select(generations).where(generations.c.collection == name, generations.c.state != "retired")
-            gone = [_generation(row) for row in (await connection.execute(mine)).mappings()]
+            gone = [generation_of(row) for row in (await connection.execute(mine)).mappings()]
             result = await connection.execute(sa.delete(collections).where(collections.c.name == name))
             if not result.rowcount:
                 raise CollectionNotFound(f"there is no collection {name!r}")
@@ -414,19 +316,14 @@ class Catalog:
             if await self._row(connection, used.limit(1)) is None:
                 remove()
 
-    async def check_filter(self, collection: str, condition: Filter) -> None:
-        """Raises `InvalidFilter` for a key that no document of the collection has, or one compared with another type."""
+    async def metadata_types(self, collection: str) -> dict[str, set[str]]:
+        """Which types each metadata key has had in a collection: `string`, `number`, `bool`, `list`."""
         query = sa.select(metadata_keys.c.key, metadata_keys.c.type).where(metadata_keys.c.collection == collection)
-        known: dict[str, set[str]] = {key: {_type_name(kind())} for key, kind in BUILT_IN_FIELDS.items()}
+        known: dict[str, set[str]] = {}
         async with self.database.reading() as connection:
             for key, kind in await connection.execute(query):
                 known.setdefault(key, set()).add(kind)
-        for comparison in _comparisons(condition):
-            if comparison.key not in known:
-                raise InvalidFilter(
-                    f"filter: no document of {collection!r} has the key {comparison.key!r}; known: {', '.join(sorted(known))}"
-                )
-            _check_types(comparison, known[comparison.key])
+        return known
 
     # --- inside a transaction ---------------------------------------------------------------------------------------------
 
@@ -440,7 +337,7 @@ class Catalog:
             "media_type": upload.media_type,
             "metadata": dict(upload.metadata),
         }
-        if row is not None and _is_same(row, upload) and row["status"] != "failed":
+        if row is not None and is_same(row, upload) and row["status"] != "failed":
             return Accepted(row["id"], upload.name, row["status"], row["job_id"], duplicate=True)
         document_id = row["id"] if row else new_id("doc")
         version = row["version"] + 1 if row else 1
@@ -457,7 +354,7 @@ class Catalog:
 
     async def _note_keys(self, connection: AsyncConnection, collection: str, metadata: Metadata) -> None:
         for key, value in metadata.items():
-            row = {"collection": collection, "key": key, "type": _type_name(value)}
+            row = {"collection": collection, "key": key, "type": type_name(value)}
             known = sa.select(metadata_keys).where(*(metadata_keys.c[name] == item for name, item in row.items()))
             if await self._row(connection, known) is None:
                 await connection.execute(sa.insert(metadata_keys).values(**row))
@@ -536,7 +433,7 @@ class Catalog:
         )
         query = sa.select(documents, *held).select_from(joined).where(where).order_by(documents.c.id.desc()).limit(limit)
         async with self.database.reading() as connection:
-            return [_document(row) for row in (await connection.execute(query)).mappings()]
+            return [document_of(row) for row in (await connection.execute(query)).mappings()]
 
     @staticmethod
     async def _row(connection: AsyncConnection, query: Any) -> dict[str, Any] | None:
@@ -548,87 +445,3 @@ class Catalog:
         if row is None:
             raise LookupError("the catalog lacks a row that another row names")
         return row
-
-
-def new_job(
-    kind: str, collection: str, *, document_id: str | None = None, version: int = 0, generation_id: str | None = None
-) -> dict[str, Any]:
-    """The row of a job that waits to be claimed."""
-    now = time()
-    return {
-        "id": new_id("job"),
-        "kind": kind,
-        "priority": PRIORITY[kind],
-        "collection": collection,
-        "document_id": document_id,
-        "version": version,
-        "generation_id": generation_id,
-        "state": "queued",
-        "stage": "queued",
-        "done": 0,
-        "total": None,
-        "attempts": 0,
-        "run_after": now,
-        "created_at": now,
-    }
-
-
-def request_fingerprint(collection: str, uploads: Sequence[Upload]) -> str:
-    """Equal for two requests that ask for the same."""
-    parts = [[u.name, u.sha256, u.media_type, dict(u.metadata)] for u in uploads]
-    return hashlib.sha256(json.dumps([collection, parts], sort_keys=True).encode()).hexdigest()
-
-
-def _is_same(row: Mapping[str, Any], upload: Upload) -> bool:
-    new = json.dumps(dict(upload.metadata), sort_keys=True)
-    return (
-        row["sha256"] == upload.sha256
-        and row["media_type"] == upload.media_type
-        and json.dumps(row["metadata"], sort_keys=True) == new
-    )
-
-
-def _generation(row: Mapping[Any, Any]) -> Generation:
-    fields = {name: row[name] for name in Generation.__dataclass_fields__ if name != "pinned"}
-    return Generation(**{**fields, "languages": tuple(row["languages"])}, pinned=bool(row.get("pinned", False)))
-
-
-def _document(row: Mapping[Any, Any]) -> Document:
-    fields = {name: row[name] for name in Document.__dataclass_fields__}
-    metadata = {key: tuple(value) if isinstance(value, list) else value for key, value in row["metadata"].items()}
-    return Document(**{**fields, "metadata": metadata})
-
-
-def _type_name(value: MetadataValue) -> str:
-    match value:
-        case bool():
-            return "bool"
-        case int() | float():
-            return "number"
-        case str():
-            return "string"
-        case _:
-            return "list"
-
-
-def _comparisons(condition: Filter) -> list[Compare]:
-    match condition:
-        case Compare():
-            return [condition]
-        case And(all=parts) | Or(any=parts):
-            return [comparison for part in parts for comparison in _comparisons(part)]
-        case Not(not_=part):
-            return _comparisons(part)
-
-
-def _check_types(comparison: Compare, known: set[str]) -> None:
-    if comparison.op == "exists":
-        return
-    values = comparison.value if isinstance(comparison.value, tuple) else (comparison.value,)
-    wanted = {"list"} if comparison.op == "contains" else {_type_name(value) for value in values}
-    if not wanted <= known:
-        kinds = ", ".join(sorted(known))
-        hint = "; use $contains on a list" if "list" in known else ""
-        raise InvalidFilter(
-            f"filter: {comparison.key!r} is {kinds}: {comparison.op} {comparison.value!r} cannot be asked of it{hint}"
-        )

@@ -7,8 +7,9 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ingest.catalog import Catalog, Collection, Generation
+from ingest.catalog import Catalog
 from ingest.chunk import Chunking
+from ingest.records import Collection, Generation
 from retrieval.analysis import ANALYSIS_VERSION
 from retrieval.embedders import Embedder
 from retrieval.errors import EmbedderMismatch

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ingest.catalog import Entry, Generation, new_job
 from ingest.database import Database
+from ingest.records import Entry, Generation, new_job
 from ingest.schema import collections, documents, entries, generations, jobs
 from retrieval.errors import JobNotCancellable, JobNotFound
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ingest.catalog import Catalog, Document, Entry, Generation
+from ingest.catalog import Catalog
 from ingest.chunk import Piece, chunk
 from ingest.files import Files
 from ingest.generations import Generations
 from ingest.jobs import Job, Jobs
 from ingest.parsers import Parsed
 from ingest.parsers.isolation import ParserPool
+from ingest.records import Document, Entry, Generation
 from retrieval.analysis import analyze, guess_language
 from retrieval.embedders import Embedder
 from retrieval.errors import DocumentNotFound, FootnoteError

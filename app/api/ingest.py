@@ -23,8 +23,9 @@ from app.errors import RequestTooLarge, as_dict
 from app.schemas import Error, IngestedDocument, IngestRequest, IngestResponse
 from app.settings import MIB
 from app.wiring import Service
-from ingest.catalog import OriginalVanished, Upload, check_collection_name, request_fingerprint
+from ingest.catalog import OriginalVanished
 from ingest.parsers import detect
+from ingest.records import Upload, check_collection_name, request_fingerprint
 from retrieval.errors import FootnoteError, InvalidInput, UnsupportedDocument
 from retrieval.types import Metadata
 

@@ -9,8 +9,8 @@ from fastapi import Depends, Query, Request
 
 from app.schemas import CollectionOut, DocumentOut, Error, JobOut
 from app.wiring import Service
-from ingest.catalog import Collection, Document
 from ingest.jobs import Job
+from ingest.records import Collection, Document
 
 
 def _service(request: Request) -> Service:

@@ -41,7 +41,9 @@ class VectorStore(Protocol):
     async def keyword(self, index: Index, terms: Sequence[str], limit: int, filter: Filter | None = None) -> list[Candidate]:
         """The `limit` chunks of highest BM25 score over analysed terms (any may match), best first; no terms, no hits."""
 
-    async def scan(self, index: Index, *, document_id: str | None = None, after: str | None = None, limit: int = 1000) -> list[Chunk]:
+    async def scan(
+        self, index: Index, *, document_id: str | None = None, after: str | None = None, limit: int = 1000
+    ) -> list[Chunk]:
         """Chunks in ascending order of id, those after the id `after`; of one document if `document_id` is given."""
 
     async def count(self, index: Index, document_id: str | None = None) -> int:
