@@ -1,0 +1,434 @@
+"""Weaviate, the store for many: a collection of ours is a tenant, of one class per schema.
+
+Weaviate has no transactions, so each write of a document has an id of its own (its *version*), and one marker object per
+document names the version that is visible. A replace writes the new chunks, counts them, switches the marker by one write,
+and only then removes the old chunks. A search asks the markers of what it found, drops the chunks of other versions, and
+asks again if a marker may have been switched while it ran. So a reader sees all of the old chunks or all of the new ones;
+what a crashed writer left is never seen, and goes with a later replace of the document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from weaviate.classes.aggregate import Metrics
+from weaviate.classes.data import DataObject
+from weaviate.classes.query import Filter as Where
+from weaviate.classes.query import MetadataQuery, Sort
+from weaviate.classes.tenants import Tenant
+from weaviate.exceptions import (
+    ObjectAlreadyExistsError,
+    UnexpectedStatusCodeError,
+    WeaviateInsertManyAllFailedError,
+    WeaviateInvalidInputError,
+)
+
+from retrieval.errors import FootnoteError, StoreRejected, StoreUnavailable
+from retrieval.stores.filters import Node, kind_of_column, metadata_columns, resolve, wanted_columns
+from retrieval.stores.rows import best, by_similarity, check_dimension, check_vector, check_vectors, place_name
+from retrieval.stores.weaviate_connection import SEARCH_SECONDS, WRITE_SECONDS, Connection, IndexMissing, is_missing
+from retrieval.stores.weaviate_schema import (
+    CHUNK_FIELDS,
+    INDEX_RECORD,
+    Found,
+    batches,
+    chunk_class,
+    chunk_class_settings,
+    column,
+    framed,
+    live_class,
+    live_class_settings,
+    marker_uuid,
+    to_found,
+    to_object,
+    to_where,
+)
+from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Index, Vector
+
+T = TypeVar("T")
+
+ALIAS = "Footnote"
+BM25_FACTOR = 2.2
+"""k1 + 1, which Weaviate leaves out of its scores."""
+MOST_RESULTS = 10_000
+"""QUERY_MAXIMUM_RESULTS, Weaviate's default bound of one answer."""
+ROUNDS = 8
+"""How often a search is asked again while documents change under it."""
+INSERT_ATTEMPTS = 4
+GRACE = 0.25
+"""Seconds between switching a marker and deleting the old chunks: a search that began before still finds them."""
+ABANDONED = 900.0
+"""Seconds after which a version that never became visible is taken for a crashed writer's."""
+SEEN_MOST = 100_000
+MARKERS_AT_ONCE = 500
+
+
+async def open_weaviate(url: str, *, api_key: str | None = None) -> WeaviateStore:
+    """Connect to `weaviate://host:8080?grpc=50051`, or `weaviates://host` with TLS.
+
+    `ConfigurationError` for a malformed URL, `StoreUnavailable` if nothing answers, `StoreRejected` for a wrong key.
+    """
+    store = WeaviateStore(Connection(url, api_key))
+    await store.ping()
+    return store
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Which version of a document is visible, and how many chunks it has."""
+
+    live: str
+    chunks: int
+
+
+class WeaviateStore:
+    """A `VectorStore` on a Weaviate server."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._seen: dict[tuple[str, str], tuple[str | None, float]] = {}
+
+    async def create(self, index: Index) -> None:
+        async with self._connection.client(WRITE_SECONDS) as client:
+            for name, settings in ((chunk_class(index), chunk_class_settings()), (live_class(index), live_class_settings())):
+                if not await client.collections.exists(name):
+                    await tolerating_twins(client.collections.create(name, **settings))
+                await client.collections.use(name).tenants.create([Tenant(name=place_name(index))])
+            live = client.collections.use(live_class(index)).with_tenant(place_name(index))
+            record: Any = await live.query.fetch_object_by_id(INDEX_RECORD)
+            if record is None:
+                properties = {"chunks": 0, "dimension": index.dimension}
+                await tolerating_twins(live.data.insert(properties, uuid=INDEX_RECORD))
+            else:
+                check_dimension(index, int(record.properties["dimension"]))
+
+    async def drop(self, index: Index) -> None:
+        async with self._connection.client(WRITE_SECONDS) as client:
+            # The markers go first: without them nothing is visible, so a half-done drop reads as empty.
+            for name in (live_class(index), chunk_class(index)):
+                if await client.collections.exists(name):
+                    await client.collections.use(name).tenants.remove([place_name(index)])
+            alias = await client.alias.get(alias_name=ALIAS)
+            if alias is not None and alias.collection == chunk_class(index):
+                return
+            for name in (chunk_class(index), live_class(index)):
+                if await client.collections.exists(name) and not await client.collections.use(name).tenants.get():
+                    await client.collections.delete(name)
+
+    async def publish(self, index: Index) -> None:
+        target = chunk_class(index)
+        async with self._connection.client(WRITE_SECONDS) as client:
+            if not await client.collections.exists(target):
+                raise StoreRejected(f"the class {target} does not exist; create the index before publishing it")
+            alias = await client.alias.get(alias_name=ALIAS)
+            if alias is None:
+                await tolerating_twins(client.alias.create(alias_name=ALIAS, target_collection=target))
+                alias = await client.alias.get(alias_name=ALIAS)
+            if alias is None or alias.collection != target:
+                await client.alias.update(alias_name=ALIAS, new_target_collection=target)
+
+    async def replace(self, index: Index, documents: Mapping[str, Sequence[EmbeddedChunk]]) -> None:
+        check_vectors(index, documents)
+        if not documents:
+            return
+        try:
+            before = await self._markers(index, documents)
+            version = new_version()
+            await self._write(index, documents, version)
+            await self._switch(index, documents, version)
+            await self._remove_old(index, before)
+        except IndexMissing as exc:
+            if any(documents.values()):
+                name = place_name(index)
+                raise StoreRejected(f"the index {name} does not exist; create it before writing to it") from exc
+
+    async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> list[Candidate]:
+        check_vector(index, vector)
+        found = await self._search(
+            index,
+            limit,
+            filter,
+            lambda query, where, most: query.near_vector(
+                vector.tolist(), limit=most, filters=where, include_vector=True, return_properties=CHUNK_FIELDS
+            ),
+        )
+        return by_similarity(((each.chunk, each.vector) for each in found), vector, limit)
+
+    async def keyword(
+        self,
+        index: Index,
+        terms: Sequence[str],
+        limit: int,
+        filter: Filter | None = None,
+    ) -> list[Candidate]:
+        if not terms:
+            return []
+        found = await self._search(
+            index,
+            limit,
+            filter,
+            lambda query, where, most: query.bm25(
+                " ".join(terms),
+                query_properties=["terms"],
+                limit=most,
+                filters=where,
+                include_vector=True,
+                return_metadata=MetadataQuery(score=True),
+                return_properties=CHUNK_FIELDS,
+            ),
+        )
+        return best((Candidate(each.chunk, each.vector, BM25_FACTOR * each.score) for each in found), limit)
+
+    async def scan(
+        self, index: Index, *, document_id: str | None = None, after: str | None = None, limit: int = 1000
+    ) -> list[Chunk]:
+        parts = [] if document_id is None else [Where.by_property("document_id").equal(framed(document_id))]
+        parts += [] if after is None else [Where.by_property("chunk_id").greater_than(framed(after))]
+        where = Where.all_of(parts) if parts else None
+        found = await self._search(
+            index,
+            limit,
+            None,
+            lambda query, _, most: query.fetch_objects(
+                limit=most, filters=where, sort=Sort.by_property("chunk_id"), return_properties=CHUNK_FIELDS
+            ),
+        )
+        return [each.chunk for each in found]
+
+    async def count(self, index: Index, document_id: str | None = None) -> int:
+        try:
+            if document_id is not None:
+                marker = (await self._markers(index, [document_id]))[document_id]
+                return marker.chunks if marker else 0
+            async with self._tenant(live_class(index), index) as live:
+                total = await live.aggregate.over_all(return_metrics=Metrics("chunks").integer(sum_=True))
+                return int(total.properties["chunks"].sum_ or 0) if "chunks" in total.properties else 0
+        except IndexMissing:
+            return 0
+
+    async def ping(self) -> str:
+        async with self._connection.client() as client:
+            return f"Weaviate {(await client.get_meta())['version']}"
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    @asynccontextmanager
+    async def _tenant(self, name: str, index: Index, seconds: float = SEARCH_SECONDS) -> AsyncIterator[Any]:
+        """The part of a class that belongs to an index."""
+        async with self._connection.client(seconds) as client:
+            yield client.collections.use(name).with_tenant(place_name(index))
+
+    async def _search(
+        self, index: Index, limit: int, filter_: Filter | None, ask: Callable[[Any, Any, int], Awaitable[Any]]
+    ) -> list[Found]:
+        """What `ask(query, where, limit)` finds, as far as it is visible; nothing if the index does not exist."""
+        if limit <= 0:
+            return []
+        try:
+            node = True if filter_ is None else await self._resolved(index, filter_)
+            if node is False:
+                return []
+            where = None if node is True else to_where(node)
+
+            async def found(most: int) -> list[Found]:
+                async with self._tenant(chunk_class(index), index) as chunks:
+                    answer = await ask(chunks.query, where, most)
+                return [to_found(item) for item in answer.objects]
+
+            return await self._visible(index, found, limit)
+        except IndexMissing:
+            return []
+
+    async def _visible(self, index: Index, search: Callable[[int], Awaitable[list[Found]]], limit: int) -> list[Found]:
+        """The first `limit` visible chunks of a search, asked again while they are in doubt.
+
+        In doubt are a document whose marker may have been switched after the search began, for then some of its new
+        chunks may be missing; and a full answer of which some were hidden, for they took the place of others.
+        """
+        most = min(limit, MOST_RESULTS)
+        kept: list[Found] = []
+        for _ in range(ROUNDS):
+            started = time.monotonic()
+            found = await search(most)
+            markers = await self._markers(index, {each.chunk.document_id for each in found})
+            kept = [each for each in found if is_live(each, markers)]
+            settled = self._settled(index, markers, started)
+            complete = len(kept) == len(found) or len(kept) >= limit or len(found) < most
+            if settled and complete:
+                break
+            if not complete:
+                most = min(2 * most, MOST_RESULTS)
+        return kept[:limit]
+
+    def _settled(self, index: Index, markers: Mapping[str, Marker | None], started: float) -> bool:
+        """Whether each marker was seen in this state before `started`, so that the search ran after it was switched.
+
+        Compares only our own readings with our own clock: a writer's clock may be wrong.
+        """
+        if len(self._seen) > SEEN_MOST:
+            self._seen.clear()
+        now = time.monotonic()
+        settled = True
+        for document_id, marker in markers.items():
+            key = (place_name(index), document_id)
+            live = marker.live if marker else None
+            seen = self._seen.get(key)
+            if seen is None or seen[0] != live:
+                self._seen[key] = (live, now)
+                settled = False
+            elif seen[1] > started:
+                settled = False
+        return settled
+
+    async def _markers(self, index: Index, document_ids: Iterable[str]) -> dict[str, Marker | None]:
+        """The marker of each document, None where it has none."""
+        ids = {marker_uuid(each): each for each in document_ids}
+        markers: dict[str, Marker | None] = dict.fromkeys(ids.values())
+        for group in grouped(list(ids), MARKERS_AT_ONCE):
+            async with self._tenant(live_class(index), index) as live:
+                answer = await live.query.fetch_objects_by_ids(group, limit=len(group))
+            for item in answer.objects:
+                markers[ids[item.uuid]] = Marker(item.properties["live"], int(item.properties["chunks"]))
+        return markers
+
+    async def _write(self, index: Index, documents: Mapping[str, Sequence[EmbeddedChunk]], version: str) -> None:
+        """Store all chunks under a version that nobody sees yet; on failure take them away again."""
+        rows = [row for chunks in documents.values() for row in chunks]
+        if not rows:
+            return
+        await self._add_columns(index, {name for row in rows for name in metadata_columns(row.chunk.metadata)})
+        written = Where.by_property("version").equal(framed(version))
+        try:
+            for batch in batches([to_object(row, version) for row in rows]):
+                await self._insert(chunk_class(index), index, batch)
+            async with self._tenant(chunk_class(index), index, WRITE_SECONDS) as chunks:
+                stored = (await chunks.aggregate.over_all(filters=written, total_count=True)).total_count
+            if stored != len(rows):
+                raise StoreUnavailable(f"Weaviate stored {stored} of {len(rows)} chunks and reported no error; retry")
+        except FootnoteError:
+            with suppress(FootnoteError):  # they are invisible, and a later replace removes them
+                await self._remove(index, written)
+            raise
+
+    async def _switch(self, index: Index, documents: Mapping[str, Sequence[EmbeddedChunk]], version: str) -> None:
+        """Make the version visible: one write per document, which readers see whole or not at all."""
+        markers = [
+            DataObject(uuid=marker_uuid(document_id), properties={"live": version, "chunks": len(rows)})
+            for document_id, rows in documents.items()
+            if rows
+        ]
+        for batch in batches(markers):
+            await self._insert(live_class(index), index, batch)
+        gone = [marker_uuid(document_id) for document_id, rows in documents.items() if not rows]
+        for group in grouped(gone, MARKERS_AT_ONCE):
+            async with self._tenant(live_class(index), index, WRITE_SECONDS) as live:
+                raise_for_failed(await live.data.delete_many(where=Where.by_id().contains_any(group)))
+
+    async def _remove_old(self, index: Index, before: Mapping[str, Marker | None]) -> None:
+        """Delete the versions that were visible before, and what crashed writers left of these documents.
+
+        A younger version that is not visible may belong to a writer at work, which will switch to it: it stays.
+        """
+        if any(before.values()):
+            await asyncio.sleep(GRACE)
+        for document_id, marker in before.items():
+            if marker is not None:
+                mine = Where.by_property("document_id").equal(framed(document_id))
+                await self._remove(index, mine & Where.by_property("version").equal(framed(marker.live)))
+        abandoned = Where.by_property("version").less_than(framed(version_at(time.time() - ABANDONED)))
+        for group in grouped([framed(each) for each in before], MARKERS_AT_ONCE):
+            await self._remove(index, Where.by_property("document_id").contains_any(group) & abandoned)
+
+    async def _remove(self, index: Index, where: Any) -> None:
+        """Delete all chunks that match; one call of Weaviate's deletes a bounded number."""
+        matches = MOST_RESULTS
+        while matches >= MOST_RESULTS:
+            async with self._tenant(chunk_class(index), index, WRITE_SECONDS) as chunks:
+                deleted = await chunks.data.delete_many(where=where)
+            raise_for_failed(deleted)
+            matches = deleted.matches
+
+    async def _insert(self, name: str, index: Index, objects: list[DataObject[Any, Any]]) -> None:
+        """Store objects and read the result of each; those that failed are tried again."""
+        pause = 0.1
+        for attempt in range(1, INSERT_ATTEMPTS + 1):
+            async with self._tenant(name, index, WRITE_SECONDS) as part:
+                errors = await failures(part, objects)
+            if not errors:
+                return
+            message = next(iter(errors.values()))
+            if attempt < INSERT_ATTEMPTS:
+                await asyncio.sleep(pause)
+                pause *= 3
+            objects = [objects[position] for position in errors]
+        raise StoreRejected(f"Weaviate refused {len(objects)} objects of {place_name(index)}: {message}")
+
+    async def _resolved(self, index: Index, filter_: Filter) -> Node | bool:
+        known = await self._columns(index) if wanted_columns(filter_) else set()
+        return resolve(filter_, known)
+
+    async def _add_columns(self, index: Index, wanted: Collection[str]) -> None:
+        """Give the class the properties that the metadata needs; another writer may add the same ones meanwhile."""
+        missing = set(wanted) - await self._columns(index) if wanted else set()
+        if missing:
+            async with self._connection.client(WRITE_SECONDS) as client:
+                config = client.collections.use(chunk_class(index)).config
+                for each in sorted(missing):
+                    await tolerating_twins(config.add_property(column(kind_of_column(each), each)))
+
+    async def _columns(self, index: Index) -> set[str]:
+        """The properties of the class now. Asked each time (a few milliseconds): another process may have dropped the class
+        and made it anew, and Weaviate would guess a type for a property that it does not know."""
+        async with self._connection.client() as client:
+            config = await client.collections.use(chunk_class(index)).config.get(simple=True)
+        return {prop.name for prop in config.properties}
+
+
+def new_version() -> str:
+    """An id for one write; ids sort by time."""
+    return f"{version_at(time.time())}-{secrets.token_hex(8)}"
+
+
+def version_at(seconds: float) -> str:
+    return f"{int(seconds * 1e6):016x}"
+
+
+def is_live(found: Found, markers: Mapping[str, Marker | None]) -> bool:
+    marker = markers[found.chunk.document_id]
+    return marker is not None and marker.live == found.version
+
+
+def grouped(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+async def failures(part: Any, objects: Sequence[DataObject[Any, Any]]) -> dict[int, str]:
+    """Store objects; the error of each that failed, by its place."""
+    try:
+        result = await part.data.insert_many(objects)
+    except WeaviateInsertManyAllFailedError as exc:
+        if is_missing(exc):
+            raise
+        return dict.fromkeys(range(len(objects)), str(exc))
+    return {position: error.message for position, error in result.errors.items()}
+
+
+def raise_for_failed(deleted: Any) -> None:
+    if deleted.failed:
+        raise StoreUnavailable(f"Weaviate could not delete {deleted.failed} of {deleted.matches} objects; retry")
+
+
+async def tolerating_twins(creation: Awaitable[Any]) -> None:
+    """Create something, or find that another process has just created it."""
+    try:
+        await creation
+    except (UnexpectedStatusCodeError, WeaviateInvalidInputError, ObjectAlreadyExistsError) as exc:
+        if not any(sign in str(exc) for sign in ("already exists", "already in use")):
+            raise
