@@ -131,7 +131,7 @@ class Running:
     data_dir: Path
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        return httpx.Client(base_url=self.url, timeout=240, trust_env=False)
 
 
 @contextmanager
