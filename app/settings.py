@@ -30,6 +30,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     data_dir: Path = Field(Path("data/var"), description="originals, texts, embedded store, SQLite catalog, model cache")
+    models_dir: Path | None = Field(None, description="where models are kept; unset for `models` in the data dir")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     workers: int = Field(
@@ -131,6 +132,10 @@ class Settings(BaseModel):
     @property
     def resolved_store_url(self) -> str:
         return f"lance:{self.data_dir.resolve() / 'lance'}" if self.store_url in {"lance:", "lance"} else self.store_url
+
+    @property
+    def resolved_models_dir(self) -> Path:
+        return (self.models_dir or self.data_dir / "models").resolve()
 
     @property
     def resolved_catalog_url(self) -> str:

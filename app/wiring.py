@@ -97,7 +97,7 @@ def _open_files(settings: Settings) -> Files:
 async def _embedder(settings: Settings, spec: str) -> Embedder:
     key = settings.embedder_api_key.get_secret_value() if settings.embedder_api_key else None
     return await open_embedder(
-        spec, base_url=settings.embedder_base_url, api_key=key, cache_dir=str(settings.data_dir.resolve() / "models")
+        spec, base_url=settings.embedder_base_url, api_key=key, cache_dir=str(settings.resolved_models_dir)
     )
 
 

@@ -19,6 +19,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+MODELS = Path(__file__).parents[1] / "data" / "var" / "test-models"
+"""Shared by all services that tests start: a model is converted for the first, and found by the rest."""
+
 START_TIMEOUT = 60.0
 """Seconds that a server may take until it is ready."""
 
@@ -139,10 +142,10 @@ def running_service(folder: Path, **settings: str) -> Iterator[Running]:
     """`footnote serve` on a free port with `settings` (names without the prefix), stopped as an operator stops it."""
     folder.mkdir(parents=True, exist_ok=True)
     ours = {key: value for key, value in os.environ.items() if not key.startswith("FOOTNOTE_")}
-    chosen = {"data_dir": str(folder / "data"), "log_format": "json", **settings}
+    chosen = {"data_dir": str(folder / "data"), "models_dir": str(MODELS), "log_format": "json", **settings}
     environment = {**ours, **{f"FOOTNOTE_{name.upper()}": value for name, value in chosen.items()}}
-    log = folder / "service.log"
-    with log.open("ab") as output:
+    log = folder / f"service-{time.time_ns()}.log"
+    with log.open("wb") as output:
         command = [sys.executable, "-m", "app.cli", "serve", "--port", "0"]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
