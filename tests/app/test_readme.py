@@ -13,6 +13,8 @@ from app.settings import Settings
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CLIENT = {"FOOTNOTE_URL", "FOOTNOTE_API_KEY", "FOOTNOTE_CONFIG"}
+OF_OTHERS = {"FOOTNOTE_PUBLISH", "FOOTNOTE_SERVICE_HOST"}
+"""A variable of the compose file, and what Kubernetes would set for a service of our name."""
 
 
 def test_every_setting_stands_in_the_table_with_its_default_and_meaning():
@@ -30,8 +32,10 @@ def test_every_setting_stands_in_the_table_with_its_default_and_meaning():
 
 
 def test_every_setting_that_is_named_anywhere_exists():
-    named = set(re.findall(r"FOOTNOTE_[A-Z_]+[A-Z]", README))
-    assert named - CLIENT <= {f"FOOTNOTE_{name.upper()}" for name in Settings.model_fields}
+    deployed = [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "Dockerfile", ROOT / "docker-compose.yml", *deployed)]
+    named = set(re.findall(r"FOOTNOTE_[A-Z_]+[A-Z]", "\n".join([README, *texts])))
+    assert named - CLIENT - OF_OTHERS <= {f"FOOTNOTE_{name.upper()}" for name in Settings.model_fields}
 
 
 def test_every_command_that_is_shown_exists():

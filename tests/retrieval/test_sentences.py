@@ -70,7 +70,7 @@ def test_every_visible_character_is_in_exactly_one_sentence_in_order(text: str) 
     assert all(at in covered for at, character in enumerate(text) if not character.isspace())
 
 
-@pytest.mark.parametrize("text", ["a. " * 700_000, "字" * 2_000_000, "." * 2_000_000, "\n" * 1_000_000 + "x", '"(' * 500_000])
+@pytest.mark.parametrize("text", ["a. " * 700_000, "字" * 2_000_000, "." * 2_000_000, "\n" * 300_000 + "x", '"(' * 500_000])
 def test_time_grows_linearly(text: str) -> None:
     started = time.process_time()
     sentences(text)

@@ -1,0 +1,309 @@
+"""Cuts a parsed document into passages of the embedding model's size, at its titles, blocks, rows and sentences.
+
+The whole text is tokenised once; the size of any span is then the difference of two positions in that list. A passage
+is an exact slice of the canonical text. What it needs to be understood alone (the titles above it, the header of its
+table) goes in front of the embedded text as `context`, never into the slice.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ingest.parsers import Block, Parsed
+from retrieval.embedders import Tokenizer
+from retrieval.sentences import sentences
+
+_VERSION = 1
+"""Part of every identity: raise it when the same settings begin to cut elsewhere."""
+_RUN = 200_000
+"""Characters tokenised at once: enough to be fast, little enough to be cheap in memory."""
+_CHARACTERS_PER_TOKEN = 12
+"""A passage has at most this many characters for each token: some tokenizers call any endless word one unknown token."""
+_BLANK = re.compile(r"\n[ \t]*(?=\n)")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """How documents are cut: a setting of a collection, part of its generation's identity."""
+
+    size: int = 0
+    """Tokens of a passage with its context; 0 for the model's window, which it never exceeds."""
+    overlap: int = 0
+    """Tokens that a passage may repeat from the one before where a section had to be cut, in whole sentences."""
+    context: bool = True
+    """Whether titles and table headers are embedded with the passage."""
+
+    def identity(self) -> str:
+        """The same for the same cuts: settings and version of the rules."""
+        return f"structure-{_VERSION}:size={self.size}:overlap={self.overlap}:context={int(self.context)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A passage: `parsed.text[start:end]`, embedded as `context`, a newline, and that text."""
+
+    start: int
+    end: int
+    page: int | None
+    headings: tuple[str, ...]
+    """Titles above the text, outermost first, its own included."""
+    context: str
+
+
+def chunk(parsed: Parsed, tokenizer: Tokenizer, chunking: Chunking) -> list[Piece]:
+    """Passages in order; every visible character is in one, none is empty, none exceeds the tokenizer's window."""
+    if not parsed.text.strip():
+        return []
+    return list(_Cutter(parsed, tokenizer, chunking).pieces())
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """Titles and the blocks below them, up to the next title: `blocks[first:last]`."""
+
+    first: int
+    last: int
+    path: tuple[Block, ...]
+    """The titles in force at its text, its own included."""
+
+
+def _sections(blocks: Sequence[Block]) -> Iterator[_Section]:
+    path: list[Block] = []
+    first = 0
+    for at, block in enumerate(blocks):
+        if block.kind != "title":
+            continue
+        if at > first and blocks[at - 1].kind != "title":
+            yield _Section(first, at, tuple(path))
+            first = at
+        path = [title for title in path if title.depth < block.depth]
+        path.append(block)
+    if first < len(blocks):
+        yield _Section(first, len(blocks), tuple(path))
+
+
+class _Tokens:
+    """Where the tokens of a text begin."""
+
+    def __init__(self, text: str, tokenizer: Tokenizer) -> None:
+        self._starts: list[int] = []
+        position = 0
+        while position < len(text):
+            end = _run_end(text, position)
+            self._starts.extend(position + start for start in tokenizer.token_starts(text[position:end]))
+            position = end
+
+    def limit(self, start: int, count: int, end: int) -> int:
+        """The offset up to which at most `count` tokens follow `start`, `end` at most."""
+        index = bisect_left(self._starts, start) + count
+        return min(end, self._starts[index]) if index < len(self._starts) else end
+
+    def back(self, end: int, count: int) -> int:
+        """The offset from which `count` tokens lead to `end`."""
+        index = bisect_left(self._starts, end) - count
+        return self._starts[index] if index > 0 else 0
+
+
+def _run_end(text: str, start: int) -> int:
+    """Up to `_RUN` characters on, at a paragraph or blank where there is one."""
+    end = start + _RUN
+    if end >= len(text):
+        return len(text)
+    for mark in ("\n\n", "\n", " "):
+        at = text.rfind(mark, start + _RUN // 2, end)
+        if at > 0:
+            return at
+    return whole_character(text, end, start)
+
+
+class _Cutter:
+    def __init__(self, parsed: Parsed, tokenizer: Tokenizer, chunking: Chunking) -> None:
+        self._text = parsed.text
+        self._blocks = parsed.blocks
+        self._starts = [block.start for block in parsed.blocks]
+        self._tokenizer = tokenizer
+        self._chunking = chunking
+        self._window = min(chunking.size or tokenizer.window, tokenizer.window)
+        self._tokens = _Tokens(parsed.text, tokenizer)
+        self._marks: tuple[int, list[list[int]]] = (-1, [])
+        self._count: Callable[[str], int] = lru_cache(maxsize=1024)(lambda text: len(tokenizer.token_starts(text)))
+
+    def pieces(self) -> Iterator[Piece]:
+        for section in _sections(self._blocks):
+            yield from self._cut(section)
+
+    def _cut(self, section: _Section) -> Iterator[Piece]:
+        start, stop = self._blocks[section.first].start, self._blocks[section.last - 1].end
+        covered = start
+        while covered < stop:
+            context = self._context(section, start)
+            end = self._end(start, covered, stop, context)
+            if self._text[covered:end].strip():  # more than white space after what was repeated
+                yield self._piece(start, end, section, context)
+            covered = end
+            start = self._next_start(start, end) if end < stop else stop
+
+    def _piece(self, start: int, end: int, section: _Section, context: str) -> Piece:
+        body = self._text[start:end]
+        first, last = end - len(body.lstrip()), start + len(body.rstrip())
+        page = self._blocks[max(bisect_right(self._starts, first) - 1, 0)].page
+        return Piece(first, last, page, tuple(title.text for title in section.path), context)
+
+    # Where a piece ends
+
+    def _end(self, start: int, covered: int, stop: int, context: str) -> int:
+        """The best end after `covered` for a piece that begins at `start`, certain to fit the window."""
+        room = self._window - (self._count(context) + 1 if context else 0)
+        while True:
+            end = self._fitting_end(start, covered, stop, max(room, 1))
+            body = self._text[start:end].strip()
+            used = len(self._tokenizer.token_starts(f"{context}\n{body}" if context else body))
+            if used <= self._window or end - covered <= 1:
+                return end
+            # A piece alone can take more tokens than in its place: words cut apart, an unknown word made known.
+            excess = used - self._window
+            room = min(room - excess, room * 7 // 8)
+            if room < 1:
+                stop = covered + max((end - covered) // 2, 1)
+
+    def _fitting_end(self, start: int, covered: int, stop: int, room: int) -> int:
+        limit = min(self._tokens.limit(start, room, stop), start + room * _CHARACTERS_PER_TOKEN)
+        if limit >= stop:
+            return stop
+        least = covered + (limit - covered) // 2
+        for mark in self._ends_before(limit, least, covered):
+            return mark
+        return max(whole_character(self._text, limit, covered), covered + 1)
+
+    def _ends_before(self, limit: int, least: int, covered: int) -> Iterator[int]:
+        """Ends not beyond `limit`, the best first: of a block, of a sentence or row, of a line, of a word."""
+        at = bisect_right(self._starts, limit) - 1
+        block = self._blocks[at]
+        if covered < block.end <= limit and block.kind != "title":
+            yield block.end
+        if block.start > max(least, covered) and self._blocks[at - 1].kind != "title":
+            yield block.start
+        marks = self._inner_ends(at)
+        for ends in marks:
+            index = bisect_right(ends, limit) - 1
+            if index >= 0 and ends[index] > max(least, covered):
+                yield ends[index]
+        if block.start > covered and self._blocks[at - 1].kind != "title":
+            yield block.start
+        for ends in marks:
+            index = bisect_right(ends, limit) - 1
+            if index >= 0 and ends[index] > covered:
+                yield ends[index]
+        word = self._word_end(limit, covered)
+        if word > covered:
+            yield word
+
+    def _word_end(self, limit: int, covered: int) -> int:
+        text = self._text
+        if limit < len(text) and text[limit].isspace():
+            return limit
+        at = limit - 1
+        while at > covered and not text[at].isspace():
+            at -= 1
+        return at
+
+    def _inner_ends(self, at: int) -> list[list[int]]:
+        """Ends inside a block, by rank: sentences and lines of text, rows of tables, blank lines and lines of code."""
+        if self._marks[0] == at:  # blocks are cut one after the other: the last one is all that is asked for again
+            return self._marks[1]
+        block = self._blocks[at]
+        lines = [block.start + match.start() for match in re.finditer("\n", block.text)]
+        if block.kind == "code":
+            ranks = [[block.start + match.start() for match in _BLANK.finditer(block.text)], lines]
+        elif block.kind in {"table", "list"}:
+            ranks = [lines, self._sentence_ends(block)]
+        else:
+            ranks = [self._sentence_ends(block), lines]
+        self._marks = (at, ranks)
+        return ranks
+
+    def _sentence_ends(self, block: Block) -> list[int]:
+        return [block.start + end for _, end in sentences(block.text)]
+
+    def _next_start(self, start: int, end: int) -> int:
+        """Where the piece after one that ends at `end` begins: there, or whole sentences before."""
+        overlap = min(self._chunking.overlap, self._window // 4)
+        if not overlap:
+            return end
+        earliest = self._tokens.back(end, overlap)
+        at = bisect_right(self._starts, max(end - 1, 0)) - 1
+        block = self._blocks[at]
+        if block.kind in {"table", "code"}:
+            return end
+        ends = self._inner_ends(at)[0]
+        index = bisect_left(ends, earliest)
+        return ends[index] if index < len(ends) and start < ends[index] < end else end
+
+    # What stands in front of a piece
+
+    def _context(self, section: _Section, start: int) -> str:
+        """Titles above that are not in the piece itself, and the header of the table that it begins in."""
+        if not self._chunking.context:
+            return ""
+        path = [title.text for title in section.path if title.start < start and title.end <= start]
+        most = self._window // 4
+        while len(path) > 1 and self._count(" > ".join(path)) > most:
+            path.pop(0)
+        header = self._table_header(start)
+        lines = [line for line in (" > ".join(path), header) if line]
+        return self._shortened("\n".join(lines), most)
+
+    def _table_header(self, start: int) -> str:
+        at = bisect_right(self._starts, start) - 1
+        block = self._blocks[max(at, 0)]
+        if block.kind != "table" or not block.start < start < block.end:
+            return ""
+        header = block.text.partition("\n")[0]
+        return header if start >= block.start + len(header) else ""
+
+    def _shortened(self, text: str, most: int) -> str:
+        text = text[: most * _CHARACTERS_PER_TOKEN]
+        while text and (starts := self._tokenizer.token_starts(text)) and len(starts) > most:
+            cut = text[: starts[most]].rstrip()
+            text = cut if len(cut) < len(text) else text[:-1]
+        return text
+
+
+_JOINER, _SELECTORS = "\u200d", "\ufe0e\ufe0f"
+
+
+def whole_character(text: str, at: int, least: int) -> int:
+    """The nearest offset not after `at` that parts no accent from its letter and no emoji in two; `at` if none is near."""
+    for offset in range(at, max(least, at - 64), -1):
+        if not _inside_character(text, offset):
+            return offset
+    return at
+
+
+def _inside_character(text: str, at: int) -> bool:
+    if not 0 < at < len(text):
+        return False
+    after, before = text[at], text[at - 1]
+    if _JOINER in (after, before) or after in _SELECTORS or "🏻" <= after <= "🏿":
+        return True
+    if unicodedata.category(after).startswith("M"):
+        return True
+    if _is_flag_letter(after) and _is_flag_letter(before):  # flags are pairs: an odd number before means a half
+        return _flag_letters_before(text, at) % 2 == 1
+    return False
+
+
+def _is_flag_letter(character: str) -> bool:
+    return "\U0001f1e6" <= character <= "\U0001f1ff"
+
+
+def _flag_letters_before(text: str, at: int) -> int:
+    count = 0
+    while count < at and count < 64 and _is_flag_letter(text[at - 1 - count]):
+        count += 1
+    return count

@@ -1,0 +1,130 @@
+"""What a parser hands over: canonical text, the blocks in it, and a receipt of what was and was not read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+Kind: TypeAlias = Literal["title", "text", "list", "table", "code"]
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right, bottom in points, y growing downward from the top of the page."""
+
+SEPARATOR = "\n\n"
+
+_LINE_END = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+# What PostgreSQL (NUL), UTF-8 (lone surrogates) or a reader (the other controls) cannot take.
+_UNWANTED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A paragraph, title, list, table or piece of code: exactly `parsed.text[start:end]`.
+
+    A table's rows are lines of cells parted by ` | `; the first line is its header.
+    """
+
+    kind: Kind
+    text: str
+    start: int
+    end: int
+    page: int | None = None
+    """1-based page, slide or sheet on which it starts; None where the format has none."""
+    depth: int = 0
+    """1 for the outermost titles and growing; 0 for all that is no title."""
+    bbox: Box | None = None
+
+
+class Draft(NamedTuple):
+    """A block that has no place in the text yet."""
+
+    kind: Kind
+    text: str
+    page: int | None = None
+    depth: int = 0
+    bbox: Box | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was read, what was not, and by what."""
+
+    parser: str
+    """Name and version of the program that read the file."""
+    media_type: str = ""
+    encoding: str | None = None
+    """Of a text format; None for a binary one."""
+    replaced_characters: int = 0
+    """Bytes that were no valid text, now U+FFFD."""
+    removed_characters: int = 0
+    """NULs, lone surrogates and other control characters."""
+    pages: int | None = None
+    pages_without_text: int = 0
+    characters: int = 0
+    tables: int = 0
+    images_skipped: int = 0
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    needs_attention: str | None = None
+    """What a person should know before relying on this document, with a hint; None if all is well."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A document as text. For every block, `text[block.start:block.end] == block.text`."""
+
+    text: str
+    blocks: tuple[Block, ...]
+    receipt: Receipt
+
+
+def clean(text: str) -> tuple[str, int]:
+    """Line ends as `\\n`, without characters that cannot be stored or shown; and how many of those there were."""
+    text = _LINE_END.sub("\n", text)
+    return _UNWANTED.subn("", text)
+
+
+def assemble(drafts: Iterable[Draft], receipt: Receipt) -> Parsed:
+    """Join the drafts to the canonical text, leaving out the empty ones, and complete the receipt's counts."""
+    blocks: list[Block] = []
+    position = removed = 0
+    for draft in drafts:
+        text, dropped = clean(draft.text)
+        removed += dropped
+        text = _outer_blank_lines_off(text)
+        if not text:
+            continue
+        start = position + len(SEPARATOR) if blocks else 0
+        position = start + len(text)
+        blocks.append(Block(draft.kind, text, start, position, draft.page, draft.depth, draft.bbox))
+    whole = SEPARATOR.join(block.text for block in blocks)
+    counted = replace(
+        receipt,
+        characters=len(whole),
+        tables=sum(block.kind == "table" for block in blocks),
+        removed_characters=receipt.removed_characters + removed,
+    )
+    return Parsed(whole, tuple(blocks), counted)
+
+
+def _outer_blank_lines_off(text: str) -> str:
+    """Without blank lines before and white space after; the first line keeps its indentation, which code needs."""
+    body = text.lstrip()
+    indent = text[: len(text) - len(body)].rpartition("\n")[2]
+    return (indent + body).rstrip() if body else ""
+
+
+def table_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as lines of cells parted by ` | `, without empty rows and trailing empty cells."""
+    lines = []
+    for row in rows:
+        line = " | ".join(" ".join(str(cell).split()) if cell is not None else "" for cell in row)
+        line = line.rstrip(" |")
+        if line:
+            lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""Plain text and subtitles. Paragraphs are parted by blank lines; a title is guessed only where its form says so."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+
+from ingest.parsers.decode import decode
+from ingest.parsers.parsed import Draft, Kind, Parsed, Receipt, assemble
+
+_BLANK = re.compile(r"\n(?:[ \t]*\n)+")
+_UNDERLINE = re.compile(r"([=\-~^\"'#*+`:.])\1{2,}$")
+_MARKED = re.compile(r"(={1,6}|\*{1,6}) +(\S.*?)(?: +=+)?$")
+_SECTION = re.compile(r"(?:chapter|part|section|book|appendix|article|annex) +(?:\d+|[ivxlc]+)\b", re.IGNORECASE)
+_NUMBERED = re.compile(r"(\d{1,2}(?:\.\d{1,2})+)\.?[ \t]+\S")
+_ITEM = re.compile(r"[ \t]*(?:[-*•‣◦·]|\d{1,3}[.)])[ \t]+\S")
+_TITLE_CHARACTERS = 90
+
+
+def parse_text(data: bytes, name: str) -> Parsed:  # noqa: ARG001
+    """Text of any kind without markup that we know."""
+    text, encoding, replaced, removed = decode(data)
+    receipt = Receipt("text", encoding=encoding, replaced_characters=replaced, removed_characters=removed)
+    return assemble(text_drafts(text), receipt)
+
+
+def text_drafts(text: str, page: int | None = None) -> Iterator[Draft]:
+    """Paragraphs, lists and titles of plain text."""
+    for paragraph in _BLANK.split(text):
+        yield from _paragraph(paragraph.strip("\n"), page)
+
+
+def _paragraph(paragraph: str, page: int | None) -> Iterator[Draft]:
+    lines = paragraph.split("\n", 2)
+    if len(lines) > 1 and _UNDERLINE.match(lines[1]) and 0 < len(lines[0].strip()) <= len(lines[1]) + 2:
+        yield Draft("title", lines[0].strip(), page, 1 if lines[1][0] == "=" else 2)
+        if len(lines) > 2:
+            yield Draft(_kind(lines[2]), lines[2], page)
+        return
+    depth = _title_depth(paragraph) if len(lines) == 1 else 0
+    if depth:
+        marked = _MARKED.match(paragraph)
+        yield Draft("title", marked[2] if marked else paragraph.strip(), page, depth)
+    else:
+        yield Draft(_kind(paragraph), paragraph, page)
+
+
+def _title_depth(line: str) -> int:
+    """Depth of a title that stands alone on its line; 0 if it is none."""
+    line = line.strip()
+    if not 0 < len(line) <= _TITLE_CHARACTERS or line[-1] in ".,;:!?。，；：！？":
+        return 0
+    if marked := _MARKED.match(line):
+        return len(marked[1])
+    if _SECTION.match(line):
+        return 1
+    if numbered := _NUMBERED.match(line):
+        return numbered[1].count(".") + 1
+    return 1 if line.isupper() and sum(map(str.isalpha, line)) >= 4 else 0
+
+
+def _kind(paragraph: str) -> Kind:
+    lines = paragraph[:4096].split("\n")
+    return "list" if len(lines) > 1 and sum(bool(_ITEM.match(line)) for line in lines) * 2 > len(lines) else "text"
+
+
+_CUE = re.compile(r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{3} +--> +(?:\d+:)?\d{1,2}:\d{2}[.,]\d{3}")
+_VOICE = re.compile(r"<v(?:\.[^ >]*)? +([^>]+)>")
+_TAG = re.compile(r"<[^<>]{0,200}>")
+_CUES_PER_BLOCK = 12
+
+
+def parse_subtitles(data: bytes, name: str) -> Parsed:  # noqa: ARG001
+    """WebVTT and SubRip: what is said and by whom, without the times."""
+    text, encoding, replaced, removed = decode(data)
+    cues = [cue for paragraph in _BLANK.split(text) if (cue := _cue(paragraph))]
+    groups = ("\n".join(cues[at : at + _CUES_PER_BLOCK]) for at in range(0, len(cues), _CUES_PER_BLOCK))
+    receipt = Receipt("subtitles", encoding=encoding, replaced_characters=replaced, removed_characters=removed)
+    return assemble((Draft("text", group) for group in groups), receipt)
+
+
+def _cue(paragraph: str) -> str:
+    lines = paragraph.strip().split("\n")
+    for at, line in enumerate(lines[:2]):  # an optional identifier comes before the times
+        if _CUE.match(line.strip()):
+            said = _VOICE.sub(r"\1: ", " ".join(lines[at + 1 :]))
+            return html.unescape(_TAG.sub("", said)).strip()
+    return ""

@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import docx
+import openpyxl
+import pptx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest.parsers import HEAD_BYTES, Draft, Parsed, Receipt, assemble, detect, parse
+from ingest.parsers.decode import decode
+from retrieval.errors import DocumentTooLarge, EmptyDocument, EncryptedDocument, InvalidInput, UnreadableDocument
+
+CORPUS = Path(__file__).parents[3] / "shared" / "corpora" / "files"
+
+
+def read(name: str, data: bytes | str) -> Parsed:
+    data = data.encode() if isinstance(data, str) else data
+    parsed = parse(data, name, detect(name, data[:HEAD_BYTES], len(data)))
+    assert all(parsed.text[block.start : block.end] == block.text for block in parsed.blocks)
+    assert parsed.text == "\n\n".join(block.text for block in parsed.blocks)
+    assert json.dumps(parsed.receipt.as_dict())
+    return parsed
+
+
+def kinds(parsed: Parsed) -> list[tuple[str, int, str]]:
+    return [(block.kind, block.depth, block.text) for block in parsed.blocks]
+
+
+def pdf(*pages: str, encrypt: str = "") -> bytes:
+    """A PDF whose pages have these content streams, with Helvetica as F1 and its bold as F2."""
+    kids = " ".join(f"{5 + 2 * at} 0 R" for at in range(len(pages)))
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>",
+        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica-Bold>>",
+    ]
+    for at, content in enumerate(pages):
+        fonts = "<</Font<</F1 3 0 R/F2 4 0 R>>>>"
+        objects.append(f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents {6 + 2 * at} 0 R/Resources{fonts}>>")
+        objects.append(f"<</Length {len(content)}>>stream\n{content}\nendstream")
+    body, offsets = "%PDF-1.7\n", []
+    for number, each in enumerate(objects, 1):
+        offsets.append(len(body))
+        body += f"{number} 0 obj\n{each}\nendobj\n"
+    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
+    size = len(objects) + 1
+    return (
+        f"{body}xref\n0 {size}\n0000000000 65535 f \n{table}trailer\n<</Size {size}/Root 1 0 R{encrypt}>>\n"
+        f"startxref\n{len(body)}\n%%EOF\n"
+    ).encode("latin-1")
+
+
+def lines(x: int, y: int, *texts: str, size: int = 10, font: str = "F1") -> str:
+    return f"BT /{font} {size} Tf {size + 2} TL {x} {y} Td " + " T* ".join(f"({text}) Tj" for text in texts) + " ET\n"
+
+
+# Text
+
+
+def test_text_keeps_its_words_and_finds_titles_lists_and_paragraphs() -> None:
+    parsed = read(
+        "a.txt", "INTRODUCTION\r\n\r\nFirst line\r\nsecond line.\n\n\n\n- one\n- two\n\n2.1 Methods\n\nTitle\n=====\nbody"
+    )
+    assert kinds(parsed) == [
+        ("title", 1, "INTRODUCTION"),
+        ("text", 0, "First line\nsecond line."),
+        ("list", 0, "- one\n- two"),
+        ("title", 2, "2.1 Methods"),
+        ("title", 1, "Title"),
+        ("text", 0, "body"),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+def test_unicode_encodings(encoding: str) -> None:
+    text = "Grüße aus Köln, 你好 and more text."
+    assert read("a.txt", text.encode(encoding)).text == text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1251", "Однажды, в студеную зимнюю пору я из лесу вышел; был сильный мороз. " * 20),
+        ("shift_jis", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 20),
+        ("gb18030", "人工智能系统可以检索文本并且生成答案，每句话都有出处。" * 20),
+        ("cp1252", "Le café où l’été dernier nous étions assis était fermé à cause de la grève générale. " * 20),
+    ],
+)
+def test_older_encodings_are_detected(encoding: str, text: str) -> None:
+    parsed = read("a.txt", text.encode(encoding))
+    assert parsed.text == text.strip()
+    assert parsed.receipt.encoding != "utf-8"
+    assert parsed.receipt.replaced_characters == 0
+
+
+def test_one_bad_byte_costs_one_character() -> None:
+    data = ("Grüße. " * 500).encode() + b"\xff" + ("Grüße. " * 500).encode()
+    parsed = read("a.txt", data)
+    assert parsed.receipt.encoding == "utf-8"
+    assert parsed.receipt.replaced_characters == 1
+    assert parsed.text.count("Grüße") == 1000
+
+
+def test_characters_that_cannot_be_stored_are_removed_and_counted() -> None:
+    parsed = read("a.txt", "before\x00after and \x01\x02 more text, quite enough of it")
+    assert parsed.text == "beforeafter and  more text, quite enough of it"
+    assert parsed.receipt.removed_characters == 3
+    assert parsed.receipt.needs_attention is None
+
+
+def test_mostly_control_characters_need_attention() -> None:
+    parsed = read("a.txt", "\x01\x02\x03\x04" * 100 + "visible")
+    assert parsed.text == "visible"
+    assert "control characters were removed" in (parsed.receipt.needs_attention or "")
+
+
+def test_only_blank_text_is_empty() -> None:
+    with pytest.raises(EmptyDocument):
+        parse(b"\n" * 100_000, "a.txt", "text/plain")
+
+
+@given(st.lists(st.tuples(st.sampled_from(["title", "text", "list", "table", "code"]), st.text(st.characters(), max_size=30))))
+@settings(max_examples=200)
+def test_any_blocks_make_a_text_of_which_they_are_slices(blocks: list) -> None:
+    parsed = assemble((Draft(kind, text) for kind, text in blocks), Receipt("test"))
+    assert all(parsed.text[block.start : block.end] == block.text for block in parsed.blocks)
+    parsed.text.encode("utf-8")
+    assert "\x00" not in parsed.text
+    assert pickle.loads(pickle.dumps(parsed)) == parsed
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=200)
+def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
+    with contextlib.suppress(InvalidInput):
+        decode(data).text.encode("utf-8")
+
+
+def test_subtitles_lose_their_times_and_keep_their_speakers() -> None:
+    parsed = read("a.vtt", "WEBVTT\n\n1\n00:01.000 --> 00:02.000 align:left\n<v Ada>It is <i>so</i> &amp; more</v>\n\nNOTE x\n")
+    assert parsed.text == "Ada: It is so & more"
+
+
+# Markup
+
+
+def test_markdown() -> None:
+    source = (
+        "---\ntag: x\n---\n# One **bold** { #one }\n\nA [link](http://x).\n\n- a\n- b\n\n"
+        "| h | i |\n|---|---|\n| 1 | 2 |\n\n```py\nx = 1\n```\n"
+    )
+    assert kinds(read("a.md", source)) == [
+        ("code", 0, "tag: x"),
+        ("title", 1, "One bold"),
+        ("text", 0, "A [link](http://x)."),
+        ("list", 0, "- a\n- b"),
+        ("table", 0, "h | i\n1 | 2"),
+        ("code", 0, "x = 1"),
+    ]
+
+
+@pytest.mark.parametrize("source", ["[" * 50_000 + "x", ">" * 50_000 + " x", "*_" * 60_000 + "x", "`" * 99_999 + "x"])
+def test_markdown_floods_end_with_all_their_text(source: str) -> None:
+    assert len(read("a.md", source).text) == len(source)
+
+
+def test_html() -> None:
+    page = """<html><head><title>Site</title><script>var s="NO"</script></head><body><h1>Head</h1>
+      <p>Some <b>bold</b> text.</p>
+      <ul><li>one</li><li>two</li></ul><table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>
+      <p style="display:none">HIDDEN</p><p hidden>HIDDEN</p><template>HIDDEN</template><!-- HIDDEN -->
+      <img src=x> tail</body></html>"""
+    parsed = read("a.html", page)
+    assert kinds(parsed)[:5] == [
+        ("title", 1, "Site"),
+        ("title", 1, "Head"),
+        ("text", 0, "Some bold text."),
+        ("list", 0, "- one\n- two"),
+        ("table", 0, "a | b\n1 | 2"),
+    ]
+    assert "HIDDEN" not in parsed.text
+    assert "NO" not in parsed.text
+    assert parsed.text.endswith("tail")
+    assert parsed.receipt.images_skipped == 1
+
+
+def test_html_nested_beyond_what_the_library_keeps_loses_nothing() -> None:
+    parsed = read("a.html", "<html><body>" + "<div>" * 5000 + "deep text" + "</div>" * 5000 + "<p>after</p></body></html>")
+    assert parsed.text == "deep text\n\nafter"
+    assert parsed.receipt.notes
+
+
+def test_html_in_a_declared_encoding() -> None:
+    page = '<html><head><meta charset="windows-1252"></head><body><p>café à la carte</p></body></html>'
+    assert read("a.html", page.encode("cp1252")).text == "café à la carte"
+
+
+def test_xml_expands_and_fetches_nothing() -> None:
+    parsed = read(
+        "a.xml", '<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><r><a>one &x;</a><b>two</b></r>'
+    )
+    assert "root:" not in parsed.text
+    assert "b: two" in parsed.text
+    with pytest.raises(UnreadableDocument):
+        read("a.xml", "<r><unclosed></r>")
+
+
+def test_json_records_lines_and_what_is_none() -> None:
+    assert [block.text for block in read("a.json", '[{"a": "\\u4f60\\ud800"}, {"b": 2}]').blocks] == [
+        '{\n "a": "你"\n}',
+        '{\n "b": 2\n}',
+    ]
+    assert read("a.json", "[" * 100_000).receipt.notes
+    parsed = read("a.jsonl", '{"t":"ok"}\nnot json\n{"t":1}\n')
+    assert [block.text for block in parsed.blocks] == ['{\n "t": "ok"\n}', "not json", '{\n "t": 1\n}']
+    assert "1 lines" in parsed.receipt.notes[0]
+
+
+def test_notebook() -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "words"]},
+        {"cell_type": "code", "source": "print(1)", "outputs": [{"text": ["1\n"]}, {"data": {"image/png": "xx"}}]},
+    ]
+    parsed = read("a.ipynb", json.dumps({"cells": cells}))
+    assert kinds(parsed) == [("title", 1, "Title"), ("text", 0, "words"), ("code", 0, "print(1)"), ("code", 0, "1")]
+    assert parsed.receipt.images_skipped == 1
+
+
+def test_mail_with_alternatives_and_attachments() -> None:
+    source = (
+        "From: Ada <a@example.org>\nTo: b@example.org\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\nMIME-Version: 1.0\n"
+        'Content-Type: multipart/mixed; boundary="m"\n\n--m\nContent-Type: multipart/alternative; boundary="a"\n\n'
+        "--a\nContent-Type: text/plain\n\nThe body.\n--a\nContent-Type: text/html\n\n<p>HTML body</p>\n--a--\n"
+        '--m\nContent-Type: text/plain\nContent-Disposition: attachment; filename="notes.txt"\n\nattached\n'
+        '--m\nContent-Type: application/zip\nContent-Disposition: attachment; filename="x.zip"\n\nUEs=\n--m--\n'
+    )
+    parsed = read("a.eml", source)
+    assert [block.text for block in parsed.blocks] == [
+        "Grüße",
+        "From: Ada <a@example.org>\nTo: b@example.org",
+        "The body.",
+        "notes.txt",
+        "attached",
+    ]
+    assert "x.zip" in parsed.receipt.notes[0]
+
+
+# Tables, code, office
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("a.csv", 'name,note\nAda,"says, ""hi""\nthere"\n'),
+        ("a.csv", 'name;note\nAda;"says, ""hi"" there"\n'),
+        ("a.tsv", 'name\tnote\nAda\tsays, "hi" there\n'),
+        ("a.csv", 'name|note\nAda|"says, ""hi"" there"\n'),
+    ],
+)
+def test_delimited_rows(name: str, source: str) -> None:
+    assert kinds(read(name, source)) == [("table", 0, 'name | note\nAda | says, "hi" there')]
+
+
+def test_code_is_parted_where_something_begins() -> None:
+    source = "import os\n\n\ndef one():\n    a = 1\n\n    return a\n\n\n@deco\nclass Two:\n    x = [\n\n    ]\n"
+    assert [block.text for block in read("a.py", source).blocks] == [
+        "import os",
+        "def one():\n    a = 1\n\n    return a",
+        "@deco\nclass Two:\n    x = [\n\n    ]",
+    ]
+
+
+def test_word_document() -> None:
+    document = docx.Document()
+    document.add_heading("Report", 1)
+    document.add_paragraph("Plain words.")
+    document.add_paragraph("first", style="List Bullet")
+    document.add_paragraph("second", style="List Bullet")
+    document.add_heading("Part", 2)
+    table = document.add_table(2, 2)
+    for row, cells in enumerate((("h", "i"), ("1", "2"))):
+        for column, text in enumerate(cells):
+            table.cell(row, column).text = text
+    buffer = io.BytesIO()
+    document.save(buffer)
+    assert kinds(read("a.docx", buffer.getvalue())) == [
+        ("title", 1, "Report"),
+        ("text", 0, "Plain words."),
+        ("list", 0, "- first\n- second"),
+        ("title", 2, "Part"),
+        ("table", 0, "h | i\n1 | 2"),
+    ]
+
+
+def test_slides() -> None:
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[1])
+    slide.shapes.title.text = "Slide title"
+    slide.placeholders[1].text = "A point of some length."
+    slide.notes_slide.notes_text_frame.text = "What the speaker says."
+    buffer = io.BytesIO()
+    deck.save(buffer)
+    parsed = read("a.pptx", buffer.getvalue())
+    assert kinds(parsed)[0] == ("title", 1, "Slide title")
+    assert {"A point of some length.", "What the speaker says."} <= {block.text.removeprefix("- ") for block in parsed.blocks}
+    assert {block.page for block in parsed.blocks} == {1}
+
+
+def test_spreadsheet() -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "First"
+    book.active.append(["name", "count", None])
+    book.active.append(["Ada", 3.0, None])
+    book.create_sheet("Second").append(["x"])
+    buffer = io.BytesIO()
+    book.save(buffer)
+    book.close()
+    parsed = read("a.xlsx", buffer.getvalue())
+    assert [(block.kind, block.page, block.text) for block in parsed.blocks] == [
+        ("title", 1, "First"),
+        ("table", 1, "name | count\nAda | 3"),
+        ("title", 2, "Second"),
+        ("table", 2, "x"),
+    ]
+
+
+def test_damaged_archives_and_bombs_are_refused() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("[Content_Types].xml", "x")
+        archive.writestr("word/document.xml", b"A" * (64 << 20))
+    with pytest.raises(DocumentTooLarge, match="unpacks to 64 MB"):
+        read("bomb.docx", buffer.getvalue())
+    with pytest.raises(UnreadableDocument, match="cut short"):
+        read("half.docx", buffer.getvalue()[:1000])
+
+
+# PDF
+
+
+def test_pdf_titles_paragraphs_pages_and_boxes() -> None:
+    body = [
+        "The quick brown fox jumps over the lazy dog and so it goes",
+        "on to the next line of this long para-",
+        "graph of text.",
+    ]
+    first = lines(72, 720, "Annual Report", size=20) + lines(72, 680, *body) + lines(72, 620, "Bold section", font="F2")
+    parsed = read("a.pdf", pdf(first + lines(72, 600, *body), lines(72, 720, "Second page here.")))
+    text = "The quick brown fox jumps over the lazy dog and so it goes on to the next line of this long paragraph of text."
+    found = [(block.kind, block.depth, " ".join(block.text.split()), block.page) for block in parsed.blocks]
+    assert found == [
+        ("title", 1, "Annual Report", 1),
+        ("text", 0, text, 1),
+        ("title", 2, "Bold section", 1),
+        ("text", 0, text, 1),
+        ("text", 0, "Second page here.", 2),
+    ]
+    left, top, right, bottom = parsed.blocks[0].bbox or (0, 0, 0, 0)
+    assert left == pytest.approx(72, abs=3)
+    assert 50 < top < 72 < bottom + 10
+    assert right > 150
+    assert parsed.receipt.pages == 2
+    assert parsed.receipt.needs_attention is None
+
+
+def test_pdf_columns_that_the_file_interleaves_are_read_one_after_the_other() -> None:
+    rows = "".join(
+        lines(72, 700 - 14 * at, f"left column text number {at} ok")
+        + lines(330, 700 - 14 * at, f"right column text number {at} ok")
+        for at in range(12)
+    )
+    text = " ".join(read("a.pdf", pdf(rows)).text.split())
+    assert text.index("left column text number 11") < text.index("right column text number 0")
+
+
+def test_pdf_without_text_needs_attention_and_says_what_helps() -> None:
+    parsed = read("scan.pdf", pdf("0 0 100 100 re f", "0 0 9 9 re f"))
+    assert parsed.text == ""
+    assert parsed.receipt.pages_without_text == 2
+    assert "No text layer" in (parsed.receipt.needs_attention or "")
+    assert "OCR" in (parsed.receipt.needs_attention or "")
+
+
+def test_pdf_with_some_pages_without_text_says_how_many() -> None:
+    parsed = read("a.pdf", pdf(lines(72, 720, "Words on a page."), "", "", ""))
+    assert "3 of its 4 pages" in (parsed.receipt.needs_attention or "")
+
+
+def test_pdf_that_cannot_be_opened() -> None:
+    with pytest.raises(UnreadableDocument, match="damaged"):
+        read("a.pdf", b"%PDF-1.7\n")
+    locked = pdf(
+        lines(72, 720, "secret"),
+        encrypt=f"/Encrypt<</Filter/Standard/V 1/R 2/O<{'41' * 32}>/U<{'42' * 32}>/P -4>>/ID[<00><00>]",
+    )
+    with pytest.raises(EncryptedDocument, match="password"):
+        read("a.pdf", locked)
+    with pytest.raises((EmptyDocument, UnreadableDocument)):
+        read("a.pdf", pdf())
+
+
+# The corpus
+
+
+def _flat(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _manifest() -> list[tuple[str, str]]:
+    if not CORPUS.is_dir():
+        return []
+    rows = [line.split("\t") for line in (CORPUS / "manifest.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    later = {"doc", "ppt", "epub", "odt", "odp", "rtf", "msg", "mbox", "zip", "jpg", "png", "tif"}
+    return [(row[0], row[4]) for row in rows if row[1] not in later and row[5] == "ok" and row[4]]
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus ../shared/corpora/files is not on this machine")
+@pytest.mark.parametrize(("name", "sentence"), _manifest())
+def test_the_sentence_of_each_real_file_is_in_its_text(name: str, sentence: str) -> None:
+    assert _flat(sentence) in _flat(read(name, (CORPUS / name).read_bytes()).text)
