@@ -23,6 +23,8 @@ from retrieval.embedders import Embedder, open_embedder
 from retrieval.errors import StorageFull
 from retrieval.stores import VectorStore, open_store
 
+DEFAULT_COLLECTION = "default"
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -54,6 +56,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         store = await open_store(settings.resolved_store_url, api_key=key)
         stack.push_async_callback(store.close)
         catalog = Catalog(database)
+        await _ensure_default(catalog, settings)
         generations = Generations(catalog, default_spec=settings.embedder, open_embedder=lambda spec: _embedder(settings, spec))
         stack.push_async_callback(generations.close)
         jobs = Jobs(database, lease_seconds=settings.lease_seconds, max_attempts=settings.job_max_attempts)
@@ -72,6 +75,7 @@ async def open_worker(service: Service) -> AsyncIterator[Worker]:
         memory_bytes=settings.parse_memory_mb * MIB,
     )
     try:
+        await parsers.warm()
         pipeline = Pipeline(
             catalog=service.catalog,
             jobs=service.jobs,
@@ -83,6 +87,13 @@ async def open_worker(service: Service) -> AsyncIterator[Worker]:
         yield Worker(service.jobs, pipeline, concurrency=settings.ingest_concurrency)
     finally:
         await parsers.close()
+
+
+async def _ensure_default(catalog: Catalog, settings: Settings) -> None:
+    """The collection that is meant where none is named is always there: asking it before the first upload is no error."""
+    if not await catalog.has_collection(DEFAULT_COLLECTION):
+        chunking = Chunking(size=settings.chunk_size, overlap=settings.chunk_overlap)
+        await catalog.create_collection(DEFAULT_COLLECTION, chunking=chunking)
 
 
 def _open_files(settings: Settings) -> Files:

@@ -26,6 +26,8 @@ EMBED_BATCH = 64
 LANGUAGE_SAMPLE = 4000
 """Characters: more does not change the guess."""
 
+NO_TEXT = "no text was found in it, so no question can find it; if it shows text, it may be an image of text"
+
 Progress = Callable[[str, int, int | None], None]
 """Takes the stage, and how much of what total is done."""
 
@@ -88,7 +90,8 @@ class Pipeline:
             for generation, embedder in await self.generations.targets(collection):
                 if generation.id not in written:
                     written[generation.id] = await self._index(source, parsed, text_key, generation, embedder, progress)
-            outcome = await self.jobs.settle_ingest(job, list(written.values()), _settled(source, parsed, written))
+            held = max(entry.chunks for entry in written.values())
+            outcome = await self.jobs.settle_ingest(job, list(written.values()), _settled(source, parsed, held))
         if outcome == "superseded":
             await self._forget_if_gone(job, written)
 
@@ -110,7 +113,7 @@ class Pipeline:
         parsed, text_key = await self._parse(source, progress)
         embedder = await self.generations.embedder(generation.embedder)
         entry = await self._index(source, parsed, text_key, generation, embedder, progress)
-        if await self.jobs.settle_rebuild(job, entry, _settled(source, parsed, {})) == "superseded":
+        if await self.jobs.settle_rebuild(job, entry, _settled(source, parsed, entry.chunks)) == "superseded":
             await self._forget_if_gone(job, {generation.id: entry})
 
     async def reindex(self, job: Job) -> None:
@@ -212,9 +215,11 @@ def _chunk(source: Source, parsed: Parsed, position: int, piece: Piece, language
     )
 
 
-def _settled(source: Source, parsed: Parsed, written: Mapping[str, Entry]) -> dict[str, Any]:
+def _settled(source: Source, parsed: Parsed, chunks: int) -> dict[str, Any]:
     """What the catalog records of an indexed version; the receipt's reason decides between `ready` and `needs_attention`."""
-    receipt = {**parsed.receipt.as_dict(), "chunks": max((entry.chunks for entry in written.values()), default=0)}
+    receipt = {**parsed.receipt.as_dict(), "chunks": chunks}
+    if not chunks and not receipt["needs_attention"]:
+        receipt["needs_attention"] = NO_TEXT
     status = "needs_attention" if receipt["needs_attention"] else "ready"
     return {
         "status": status,
