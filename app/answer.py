@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from app.citations import Located, Markers, claims, locate, unsupported
-from app.extractive import choose
-from app.llm import LLM, Message
+from app.extractive import choose, with_marker
+from app.llm import LLM, Message, Piece
+from app.llm.prompt import Refusal, build_prompt
 from app.schemas import Answer, Citation, HitOut, Turn, Usage
 from ingest.catalog import Catalog
 from ingest.filter_keys import check_filter
 from ingest.generations import Generations
-from prompts import render
-from retrieval.analysis import analyze, analyze_query
+from retrieval.analysis import analyze, analyze_query, guess_language
 from retrieval.embedders import Embedder
 from retrieval.errors import InvalidInput
 from retrieval.search import Searcher
@@ -24,10 +25,18 @@ from retrieval.stores import VectorStore
 from retrieval.types import Hit, Query
 
 EXTRACTIVE = "extractive"
-REFUSAL = "INSUFFICIENT"
-MIN_COSINE = 0.35
-MIN_COVERAGE = 0.5
-"""A hit is relevant if its cosine or the share of the question's terms that it holds reaches these; see docs/decisions."""
+# When hits count as relevant: chosen and measured in docs/decisions/0003-when-to-abstain.md.
+RELEVANT = 0.62
+"""Least sum of the best cosine, up to `COSINE_CAP`, and `COVERAGE_WEIGHT` times the best coverage."""
+COSINE_CAP = 0.5
+"""Beyond this a cosine says no more: a model gives unrelated texts in a language that it never learnt 0.5 to 0.8."""
+COVERAGE_WEIGHT = 0.6
+ENGLISH_COSINE = 0.6
+"""Enough by itself for an English hit: every model that we know of reads English, and a paraphrase may share no word."""
+FOREIGN_COSINE = 0.25
+"""Enough by itself for a question in a language that the collection is not in."""
+KEYWORD_COVERAGE = 0.25
+"""Least coverage where nothing was searched by vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,7 @@ class Answerer:
         found = await self.search(collection, _with_history(query, history))
         yield found
         draft = Draft(found, name, began)
-        if reason := _irrelevance(query.text, found):
+        if reason := await _irrelevance(query.text, _with_history(query, history).text, found):
             yield draft.abstain(reason)
             return
         llm = self.models[name]
@@ -105,7 +114,7 @@ class Answerer:
         chosen = await choose(question, hits, draft.found.languages, by_vector, vector)
         for number, sentence in enumerate(chosen, 1):
             hit = hits[sentence.hit]
-            yield draft.add(_with_marker(sentence.text, number), separator=number > 1)
+            yield draft.add(with_marker(sentence.text, number), separator=number > 1)
             start = hit.chunk.start + sentence.start
             yield draft.cite(number, hit, Located(sentence.text, start, start + len(sentence.text), verified=True))
         draft.generate_ms = (perf_counter() - began) * 1000
@@ -113,20 +122,20 @@ class Answerer:
 
     async def _generate(self, question: str, history: Sequence[Turn], llm: LLM, draft: Draft) -> AsyncGenerator[Event, None]:
         began = perf_counter()
-        messages, shown = _prompt(question, history, draft.found.hits, llm)
-        markers, opening = Markers(shown), ""
+        turns = [Message(turn.role, turn.content) for turn in history]
+        chunks = [hit.chunk for hit in draft.found.hits]
+        messages, shown = build_prompt(question, turns, chunks, window=llm.window, max_tokens=llm.max_tokens)
+        markers, refusal = Markers(shown), Refusal()
         async with aclosing(llm.stream(messages)) as pieces:
             async for piece in pieces:
-                draft.count(piece.prompt_tokens, piece.completion_tokens)
-                opening, text = _hold_refusal(opening, piece.text, started=bool(markers.text))
-                if text and (new := markers.feed(text)):
+                draft.count(piece)
+                if new := markers.feed(refusal.feed(piece.text)):
                     yield draft.add(new)
-        draft.model = llm.name
         draft.generate_ms = (perf_counter() - began) * 1000
-        if not markers.text and opening.strip().startswith(REFUSAL):
+        if refusal.said:
             yield draft.abstain("the model found no answer in the hits")
             return
-        if rest := markers.feed(opening if not markers.text else "") + markers.flush():
+        if rest := markers.feed(refusal.flush()) + markers.flush():
             yield draft.add(rest)
         for number, (source, claim) in enumerate(zip(markers.sources, claims(markers.text, markers.ends), strict=True), 1):
             hit = draft.found.hits[source]
@@ -151,10 +160,12 @@ class Draft:
         self.text += new
         return Delta(new)
 
-    def count(self, prompt_tokens: int, completion_tokens: int) -> None:
+    def count(self, piece: Piece) -> None:
+        """Who answers, and how many tokens the server has reported so far."""
+        self.model = piece.model or self.model
         self.usage = Usage(
-            prompt_tokens=max(self.usage.prompt_tokens, prompt_tokens),
-            completion_tokens=max(self.usage.completion_tokens, completion_tokens),
+            prompt_tokens=max(self.usage.prompt_tokens, piece.prompt_tokens),
+            completion_tokens=max(self.usage.completion_tokens, piece.completion_tokens),
         )
 
     def cite(self, marker: int, hit: Hit, located: Located) -> Citation:
@@ -220,67 +231,49 @@ def _with_history(query: Query, history: Sequence[Turn]) -> Query:
     return Query(f"{asked[-1]}\n{query.text}", query.top_k, query.mode, query.filter) if asked else query
 
 
-def _irrelevance(question: str, found: Found) -> str | None:
-    """Why no hit can answer the question, or None if one may."""
+async def _irrelevance(question: str, searched: str, found: Found) -> str | None:
+    """Why no hit can answer the question, or None if one may. `searched` is the question with what it follows up."""
     if not found.hits:
         return "nothing was found" if found.generation else "the collection is empty"
-    best_cosine = max(hit.vector_score for hit in found.hits)
-    best_coverage = _best_coverage(question, found)
-    if best_cosine >= MIN_COSINE or best_coverage >= MIN_COVERAGE:
+    covered = max(coverage(text, found.hits, found.languages) for text in {question, searched})
+    if is_relevant(found.hits, covered):
         return None
-    return (
-        f"nothing relevant was found: the best hit is {best_cosine:.2f} alike and holds {best_coverage:.0%} of the words asked"
-    )
+    alike = max(hit.vector_score for hit in found.hits)
+    if alike >= FOREIGN_COSINE and await asyncio.to_thread(_is_foreign, question, found.languages):
+        return None
+    return f"nothing relevant was found: the best hit is {alike:.2f} alike and holds {covered:.0%} of the words asked"
 
 
-def _best_coverage(question: str, found: Found) -> float:
-    """The largest share of the question's terms that one hit holds."""
-    asked = set(analyze_query(question, found.languages))
-    held = (asked & set(analyze(hit.chunk.text, hit.chunk.language)) for hit in found.hits)
-    return max(map(len, held)) / len(asked) if asked else 0.0
+def is_relevant(hits: Sequence[Hit], covered: float) -> bool:
+    """Whether the closest of the hits is close enough to the question, of whose words one hit holds the share `covered`."""
+    alike = max(hit.vector_score for hit in hits)
+    if not any(hit.vector_score for hit in hits):  # found by words alone
+        return covered >= KEYWORD_COVERAGE
+    if any(hit.vector_score >= ENGLISH_COSINE for hit in hits if hit.chunk.language == "en"):
+        return True
+    return min(alike, COSINE_CAP) + COVERAGE_WEIGHT * covered >= RELEVANT
 
 
-def _prompt(question: str, history: Sequence[Turn], hits: Sequence[Hit], llm: LLM) -> tuple[list[Message], int]:
-    """The messages, with as many hits as fit the model's window (at least one), and how many those are."""
-    system = Message("system", render("answer-system-1", refusal=REFUSAL))
-    turns = [Message(turn.role, turn.content) for turn in history]
-    budget = llm.window - llm.max_tokens - _tokens(system.content + question) - 64
-    while turns and sum(_tokens(turn.content) for turn in turns) > budget // 3:
-        turns.pop(0)
-    budget -= sum(_tokens(turn.content) for turn in turns)
-    sources: list[str] = []
-    for number, hit in enumerate(hits, 1):
-        source = render(
-            "source-1", number=str(number), document=_attribute(hit.chunk.document_name), text=_inert(hit.chunk.text)
+def coverage(question: str, hits: Sequence[Hit], languages: Collection[str]) -> float:
+    """The largest share of the question's words that one hit holds, each weighted by its length: long words say more."""
+    kept = set(analyze_query(question, languages))
+    words = analyze(question, None)
+    lengths = {word: len(word) for word in words if word in kept}
+
+    def held(hit: Hit) -> int:
+        terms = set(analyze("\n".join((*hit.chunk.headings, hit.chunk.text)), hit.chunk.language))
+        stems = zip(words, analyze(question, hit.chunk.language), strict=True)
+        return sum(
+            lengths[word] for word in {word for word, stem in stems if word in kept and (stem in terms or word in terms)}
         )
-        budget -= _tokens(source)
-        if budget < 0 and sources:
-            break
-        sources.append(source)
-    user = Message("user", render("answer-user-1", sources="\n".join(sources), question=question))
-    return [system, *turns, user], len(sources)
+
+    return max(map(held, hits), default=0) / (sum(lengths.values()) or 1)
 
 
-def _tokens(text: str) -> int:
-    """A cautious guess: models take 3 to 5 bytes of English per token, and 2 to 3 of other scripts."""
-    return len(text.encode("utf-8", "replace")) // 3 + 1
-
-
-def _inert(text: str) -> str:
-    """A document must not be able to close its own frame and speak as ours."""
-    return text.replace("</source", "< /source")
-
-
-def _attribute(name: str) -> str:
-    return _inert(name).replace('"', "'")
-
-
-def _hold_refusal(opening: str, text: str, *, started: bool) -> tuple[str, str]:
-    """Hold back the first characters while they may still become the refusal; gives what is held and what may be shown."""
-    if started:
-        return "", text
-    opening += text
-    return (opening, "") if REFUSAL.startswith(opening.strip()[: len(REFUSAL)]) else ("", opening)
+def _is_foreign(question: str, languages: Collection[str]) -> bool:
+    """Whether the question is in a language that the collection is not in, so that shared words cannot be expected."""
+    language = guess_language(question)
+    return language is not None and bool(languages) and language not in languages
 
 
 def _judge(draft: Draft, markers: Markers) -> tuple[str, str | None]:
@@ -295,10 +288,3 @@ def _judge(draft: Draft, markers: Markers) -> tuple[str, str | None]:
     if markers.dropped:
         doubts.append(f"{markers.dropped} footnotes named a source that does not exist and were dropped")
     return ("partial", "; ".join(doubts)) if doubts else ("answered", None)
-
-
-def _with_marker(sentence: str, number: int) -> str:
-    """The footnote goes before the sentence's final point."""
-    line = " ".join(sentence.split())
-    body = line.rstrip(".!?。！？")
-    return f"{body} [{number}]{line[len(body) :]}"

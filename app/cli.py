@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
-import click
 import typer
 
 from app import __version__
@@ -36,21 +36,19 @@ Url = Annotated[
     typer.Option("--url", envvar="FOOTNOTE_URL", help="Act on the service that runs there instead of in this process."),
 ]
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="The collection.")]
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+"""ClickException: recent typers bring a click of their own, which has no public name."""
 USAGE_STATUSES = {400, 413, 415, 422}
 
 
 def main() -> None:
     """Run a verb; every failure is one line on stderr and an exit code."""
     try:
-        cli(standalone_mode=False)
-        code = EXIT_DONE
-    except click.exceptions.Exit as exc:
-        code = exc.exit_code
-    except click.exceptions.NoArgsIsHelpError as exc:
-        code = _say(exc.format_message(), EXIT_USAGE)
-    except click.ClickException as exc:
-        code = _say(f"footnote: {exc.format_message()}", EXIT_USAGE)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = int(cli(standalone_mode=False) or EXIT_DONE)  # what `typer.Exit` carries is returned
+    except _USAGE_ERROR as exc:
+        help_alone = type(exc).__name__ == "NoArgsIsHelpError"
+        code = _say(exc.format_message() if help_alone else f"footnote: {exc.format_message()}", EXIT_USAGE)
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
     except FootnoteError as exc:
         code = _say(f"footnote: {exc.message}", exit_code_of(exc))
@@ -82,12 +80,12 @@ def serve(
 
 
 @cli.command(epilog="Example: FOOTNOTE_CATALOG_URL=postgresql+asyncpg://... footnote worker")
-def worker(child: Annotated[bool, typer.Option("--child", hidden=True)] = False) -> None:
+def worker(parent: Annotated[int | None, typer.Option(hidden=True)] = None) -> None:
     """Run one worker process: it parses, embeds and stores what was uploaded."""
     from app.serve import work
 
     settings = _settings()
-    _serve(settings, work(settings, child=child))
+    _serve(settings, work(settings, parent=parent))
 
 
 @cli.command(epilog="Example: footnote ingest ~/reports --glob '*.pdf' --collection reports --metadata '{\"year\": 2026}'")
@@ -108,9 +106,9 @@ def ingest(
     try:
         files = list(find_files(paths, recursive=recursive, glob=glob))
     except FileNotFoundError as exc:
-        raise click.UsageError(f"there is no file or folder {exc}") from exc
+        raise typer.BadParameter(f"there is no file or folder {exc}") from exc
     if not files:
-        raise click.UsageError("no file found; look at --glob and --recursive")
+        raise typer.BadParameter("no file found; look at --glob and --recursive")
 
     async def act() -> list[dict[str, Any]]:
         async with open_client(url, _settings, works=True) as client:
@@ -199,7 +197,7 @@ def delete(
         async with open_client(url, _settings, works=True) as client:
             for document_id in ids:
                 try:
-                    job = await client.call("DELETE", f"/documents/{document_id}")
+                    job = await client.call("DELETE", f"/documents/{quote(document_id, safe='')}")
                     done.append({"document_id": document_id, **await client.settle_job(job["id"], lambda _: None)})
                 except ProblemError as exc:
                     done.append({"document_id": document_id, "state": "failed", "error": exc.problem})
@@ -228,7 +226,7 @@ def jobs(
 
     if cancel or retry:
         verb, job_id = ("cancel", cancel) if cancel else ("retry", retry)
-        found = [_call("POST", f"/jobs/{job_id}/{verb}", url)]
+        found = [_call("POST", f"/jobs/{quote(job_id, safe='')}/{verb}", url)]
     else:
         found = _list("/jobs", "jobs", url, state=state)
     _print_lines(found) if json_ else table(
@@ -248,7 +246,7 @@ def collections(
     from app.show import table
 
     if delete_:
-        _call("DELETE", f"/collections/{delete_}", url)
+        _call("DELETE", f"/collections/{quote(delete_, safe='')}", url)
     found = _list("/collections", "collections", url)
     _print_lines(found) if json_ else table(found, ["name", "documents", "chunks", "embedder", "generation", "created_at"])
 
@@ -359,8 +357,8 @@ def _question(question: str, collection: str, top_k: int, filter_: str | None, m
     if filter_ is not None:
         try:
             body["filter"] = json.loads(filter_)
-        except json.JSONDecodeError as exc:
-            raise click.UsageError(f"--filter is not JSON ({exc})") from exc
+        except (ValueError, RecursionError) as exc:
+            raise typer.BadParameter(f"--filter is not JSON ({exc})") from exc
     return body
 
 

@@ -37,22 +37,21 @@ class Client:
     async def call(self, method: str, path: str, **options: Any) -> Any:
         try:
             response = await self.http.request(method, path, **options)
+        except (UnicodeEncodeError, httpx.InvalidURL) as exc:
+            raise ProblemError({"code": "invalid_input", "detail": f"cannot be sent: {exc}", "status": 422}) from exc
         except httpx.HTTPError as exc:
             cure = "start it with `footnote serve`, or leave out --url"
             detail = f"nothing answers at {self.http.base_url} ({type(exc).__name__}): {cure}"
             raise ProblemError({"code": "service_unavailable", "detail": detail, "status": 503}) from exc
-        if response.status_code < 400:
-            return response.json() if response.content else None
         kind = response.headers.get("content-type", "")
-        if not kind.startswith("application/problem+json"):
-            raise ProblemError(
-                {
-                    "code": "service_error",
-                    "detail": f"{path} answered HTTP {response.status_code}",
-                    "status": response.status_code,
-                }
-            )
-        raise ProblemError(response.json())
+        if response.is_success and not response.content:
+            return None
+        if response.is_success and kind.startswith("application/json"):
+            return response.json()
+        if kind.startswith("application/problem+json"):
+            raise ProblemError(response.json())
+        detail = f"{response.url} answered HTTP {response.status_code} and not as this service does: look at the URL"
+        raise ProblemError({"code": "service_error", "detail": detail, "status": 502})
 
     async def pages(self, path: str, key: str, **params: Any) -> AsyncIterator[dict[str, Any]]:
         """Every item of a listing, page by page."""
@@ -119,7 +118,7 @@ async def open_client(url: str | None, settings: Callable[[], Settings], *, work
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(600, connect=10)
     if url:
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout) as http:
+        async with _connection(url, headers, timeout) as http:
             yield Client(http)
         return
     from app.main import create_app
@@ -144,6 +143,14 @@ async def open_client(url: str | None, settings: Callable[[], Settings], *, work
                     await running
 
 
+def _connection(url: str, headers: dict[str, str], timeout: httpx.Timeout) -> httpx.AsyncClient:
+    try:
+        is_here = httpx.URL(url).host in {"localhost", "127.0.0.1", "::1"}  # no proxy leads there
+        return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=not is_here)
+    except (httpx.InvalidURL, UnicodeEncodeError) as exc:
+        raise ProblemError({"code": "invalid_input", "detail": f"{url!r} is no URL: {exc}", "status": 422}) from exc
+
+
 def find_files(paths: Iterable[Path], *, recursive: bool, glob: str) -> Iterator[tuple[str, Path]]:
     """The files to ingest with the names they get: a file's own, or its path within the folder that was named.
 
@@ -155,11 +162,16 @@ def find_files(paths: Iterable[Path], *, recursive: bool, glob: str) -> Iterator
             for each in sorted(found):
                 inner = each.relative_to(path)
                 if each.is_file() and not any(part.startswith(".") for part in inner.parts):
-                    yield inner.as_posix(), each
+                    yield _utf8(inner.as_posix()), each
         elif path.is_file():
-            yield path.name, path
+            yield _utf8(path.name), path
         else:
             raise FileNotFoundError(str(path))
+
+
+def _utf8(name: str) -> str:
+    """A file's name may be any bytes on the disk; what is no UTF-8 of them becomes `?`."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def batches(files: Iterable[tuple[str, Path]]) -> Iterator[list[tuple[str, Path]]]:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from app.citations import passages
 from retrieval.analysis import analyze, analyze_query
 from retrieval.embedders import Embedder
-from retrieval.sentences import sentences
 from retrieval.types import Hit, Vector
 
 CANDIDATES = 32
 """Sentences that are embedded for one answer: more cost more than they find."""
-LONGEST = 600
 KEEP = 3
 NEAR_BEST = 0.72
 """A further sentence must score this share of the best one's."""
+ALIKE = 0.7
+"""Two sentences that share this many of their terms say the same."""
+
+_BULLET = re.compile(r"(?:[-*•‣◦·]|\d{1,3}[.)])\s+")
+
+Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +60,38 @@ async def choose(
     return _pick(found, scores)
 
 
+def with_marker(sentence: str, number: int) -> str:
+    """The sentence on one line, its footnote before the final stop."""
+    line = " ".join(sentence.split())
+    body = line.rstrip(".!?。！？")
+    return f"{body} [{number}]{line[len(body) :]}"
+
+
 def _sentences(position: int, hit: Hit) -> list[Sentence]:
+    """What the hit says; its headings and questions only if there is nothing else."""
+    spans = list(_spans(hit))
+    statements = [span for span in spans if not _says_nothing(hit.chunk.text[slice(*span)], hit)]
+    return [_sentence(position, hit, start, end) for start, end in statements or spans]
+
+
+def _spans(hit: Hit) -> Iterator[tuple[int, int]]:
+    """Passages without the bullet of a list item."""
     text = hit.chunk.text
-    spans = [(start, end) for start, end in sentences(text) if 0 < len(text[start:end].strip()) <= LONGEST]
-    prose = [span for span in spans if not _is_heading(text[span[0] : span[1]], hit)]
-    return [
-        Sentence(position, start, end, text[start:end], frozenset(analyze(text[start:end], hit.chunk.language)))
-        for start, end in prose or spans
-    ]
+    for start, end in passages(text, hit.chunk.language):
+        bullet = _BULLET.match(text, start, end)
+        yield (bullet.end() if bullet else start), end
 
 
-def _is_heading(text: str, hit: Hit) -> bool:
-    return text.strip() in hit.chunk.headings
+def _sentence(position: int, hit: Hit, start: int, end: int) -> Sentence:
+    text = hit.chunk.text[start:end]
+    return Sentence(position, start, end, text, frozenset(analyze(text, hit.chunk.language)))
 
 
-def _coverage(asked: set[str], found: Sequence[Sentence]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _says_nothing(text: str, hit: Hit) -> bool:
+    return text.endswith(("?", "？", "؟")) or text.strip("# ") in hit.chunk.headings
+
+
+def _coverage(asked: set[str], found: Sequence[Sentence]) -> Scores:
     frequency = Counter(term for sentence in found for term in sentence.terms & asked)
     weights = {term: math.log(1 + len(found) / (1 + frequency[term])) for term in asked}
     whole = sum(weights.values()) or 1.0
@@ -80,21 +103,21 @@ def _in_context(hit: Hit, sentence: Sentence) -> str:
     return " ".join((*hit.chunk.headings[-1:], sentence.text))
 
 
-def _pick(found: Sequence[Sentence], scores: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[Sentence]:
+def _pick(found: Sequence[Sentence], scores: Scores) -> list[Sentence]:
     chosen: list[Sentence] = []
-    best = float(scores.max())
+    least = NEAR_BEST * float(scores.max())
     for i in np.argsort(-scores, kind="stable"):
         sentence = found[i]
-        if len(chosen) == KEEP or scores[i] < NEAR_BEST * best:
+        if chosen and (len(chosen) == KEEP or scores[i] < least):
             break
-        if all(_difference(sentence, other) for other in chosen):
+        if all(_differ(sentence, other) for other in chosen):
             chosen.append(sentence)
     return sorted(chosen, key=lambda sentence: (sentence.hit, sentence.start))
 
 
-def _difference(one: Sentence, other: Sentence) -> bool:
+def _differ(one: Sentence, other: Sentence) -> bool:
     """Whether two sentences say different things, as far as their words tell."""
     if one.text == other.text:
         return False
     union = one.terms | other.terms
-    return not union or len(one.terms & other.terms) / len(union) < 0.7
+    return not union or len(one.terms & other.terms) / len(union) < ALIKE

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 
 from app import __version__
 from app.admission import Admission
@@ -38,7 +39,7 @@ def create_app(settings: Settings, *, service: Service | None = None) -> FastAPI
             app.state.service = opened
             yield
 
-    app = FastAPI(
+    app = FastAPIOffline(  # the API page without a CDN
         title="Footnote",
         version=__version__,
         description=DESCRIPTION,
@@ -53,7 +54,7 @@ def create_app(settings: Settings, *, service: Service | None = None) -> FastAPI
     app.include_router(health.router)
     errors.install(app)
     app.add_middleware(Requests, max_body=settings.max_request_mb * MIB)
-    app.openapi = _with_schemas(app)  # type: ignore[method-assign]
+    app.openapi = _completed(app, asks_for_keys=settings.asks_for_keys)  # type: ignore[method-assign]
     return app
 
 
@@ -61,8 +62,8 @@ def _operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def _with_schemas(app: FastAPI) -> Any:
-    """Add the models that routes name only by reference."""
+def _completed(app: FastAPI, *, asks_for_keys: bool) -> Any:
+    """Add the models that routes name only by reference, and say where a key is not needed."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -72,6 +73,9 @@ def _with_schemas(app: FastAPI) -> Any:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+        for path in document["paths"].values() if not asks_for_keys else ():
+            for operation in path.values():
+                operation.pop("security", None)
         return document
 
     return openapi

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
+from contextlib import suppress
 from time import perf_counter
 
 import structlog
@@ -13,8 +15,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RequestTooLarge, problem
+from app.settings import MIB
 
 log = structlog.get_logger(__name__)
+
+MAX_BUFFERED_MB = 64
+"""Only files stream to disk; any other body is held in memory whole."""
+LINGER_BYTES = 8 * MIB
+LINGER_SECONDS = 2.0
 
 REGISTRY = CollectorRegistry()
 REQUESTS = Counter(
@@ -42,18 +50,26 @@ class Requests:
         request_id = _request_id(Headers(scope=scope).get("x-request-id"))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        body = _Body(scope, receive, self.max_body)
         began, status = perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                if body.too_large:
+                    headers["Connection"] = "close"  # else the server reads what is still to come, however much it is
                 _observe(scope, status, perf_counter() - began)
+            elif body.too_large and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                await body.linger()
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
-            await self.app(scope, _limited(scope, receive, self.max_body), send_with_id)
+            await self.app(scope, body.receive, send_with_id)
         except Exception:
             log.exception("request_crashed", path=scope["path"])
             if status:
@@ -74,25 +90,42 @@ def _request_id(given: str | None) -> str:
     return given if given and re.fullmatch(r"[\w.:/+=-]{1,128}", given, re.ASCII) else secrets.token_hex(8)
 
 
-def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """Refuse a body that is too large while it streams, whether or not it says its length."""
-    too_large = RequestTooLarge(
-        f"the body is larger than {limit // 2**20} MiB; send fewer files at once, or raise FOOTNOTE_MAX_REQUEST_MB"
-    )
-    said = Headers(scope=scope).get("content-length", "")
-    seen = 0
+class _Body:
+    """A request's body as it comes in: refused while it streams if it is too large, whether or not it says its length."""
 
-    async def counted() -> Message:
-        nonlocal seen
-        if said.isdigit() and int(said) > limit:
-            raise too_large
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise too_large
+    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+        headers = Headers(scope=scope)
+        cure = "send fewer files at once, or raise FOOTNOTE_MAX_REQUEST_MB"
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        if not is_form and limit > MAX_BUFFERED_MB * MIB:
+            limit, cure = MAX_BUFFERED_MB * MIB, "send larger documents as files, as multipart/form-data"
+        said = headers.get("content-length", "")
+        self._receive = receive
+        self._left = limit
+        self._more = True
+        self.too_large = said.isdigit() and int(said) > limit
+        self._refusal = RequestTooLarge(f"the body is larger than {limit // MIB} MiB: {cure}")
+
+    async def receive(self) -> Message:
+        if self.too_large:
+            raise self._refusal
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        self._more = message.get("more_body", False)
+        if self._left < 0:
+            self.too_large = True
+            raise self._refusal
         return message
 
-    return counted
+    async def linger(self) -> None:
+        """Read on for a moment: a connection that is closed over unread bytes is reset, and the refusal may be lost."""
+        left = LINGER_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self._more and left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    self._more = message.get("more_body", False)
 
 
 def _observe(scope: Scope, status: int, seconds: float) -> None:

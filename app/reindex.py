@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from app.client import Client, open_client
 from app.settings import Settings
@@ -21,7 +22,7 @@ async def reindex_all(
 
 async def _reindex(client: Client, name: str, body: dict[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in body.items() if value is not None}
-    plan: dict[str, Any] = await client.call("POST", f"/collections/{name}/reindex", json=given)
+    plan: dict[str, Any] = await client.call("POST", f"/collections/{quote(name, safe='')}/reindex", json=given)
     size = f"{plan['documents']} documents, {plan['chunks']} chunks"
     why = ", ".join(plan["changes"])
     if not plan["chunks"] and not plan["job_id"]:

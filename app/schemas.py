@@ -54,7 +54,7 @@ class SearchRequest(Model):
         description="what to look for, in any language", examples=["When is the seed vault open to visitors?"]
     )
     collection: CollectionName = "default"
-    top_k: int = Field(5, ge=1, le=100, description="how many hits")
+    top_k: int = Field(5, strict=True, ge=1, le=100, description="how many hits")
     filter: dict[str, Any] | None = Field(
         None,
         description='on metadata and on document_id, document_name, page, language: {"year": {"$gte": 2024}, "$or": [...]}; '
@@ -65,7 +65,7 @@ class SearchRequest(Model):
 
 
 class QueryRequest(SearchRequest):
-    stream: bool = Field(False, description="answer as server-sent events")
+    stream: bool = Field(False, strict=True, description="answer as server-sent events")
     history: list[Turn] = Field([], max_length=50, description="the turns before this question, oldest first")
     llm: str | None = Field(None, description="`extractive`, or one of the configured models", examples=["extractive"])
 
@@ -197,9 +197,11 @@ class JobOut(Model):
 
 
 class CollectionIn(Model):
-    name: CollectionName
-    chunk_size: int | None = Field(None, ge=0, le=8192, description="tokens per chunk; 0 for what the embedding model takes")
-    chunk_overlap: int | None = Field(None, ge=0, le=1024)
+    name: CollectionName = Field(examples=["reports"])
+    chunk_size: int | None = Field(
+        None, strict=True, ge=0, le=8192, description="tokens per chunk; 0 for what the embedding model takes"
+    )
+    chunk_overlap: int | None = Field(None, strict=True, ge=0, le=1024)
 
 
 class CollectionOut(Model):
@@ -234,11 +236,13 @@ class Collections(Model):
 
 
 class ReindexRequest(Model):
-    embedder: str | None = Field(None, description="build with this embedder and keep it for the collection")
-    force: bool = Field(False, description="build anew even if nothing changed")
-    plan: bool = Field(False, description="only count and estimate")
-    chunk_size: int | None = Field(None, ge=0, le=8192)
-    chunk_overlap: int | None = Field(None, ge=0, le=1024)
+    embedder: Text | None = Field(
+        None, description="build with this embedder and keep it for the collection", examples=["openai:bge-m3"]
+    )
+    force: bool = Field(False, strict=True, description="build anew even if nothing changed")
+    plan: bool = Field(False, strict=True, description="only count and estimate")
+    chunk_size: int | None = Field(None, strict=True, ge=0, le=8192)
+    chunk_overlap: int | None = Field(None, strict=True, ge=0, le=1024)
 
 
 class ReindexResponse(Model):

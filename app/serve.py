@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import structlog
@@ -39,7 +39,9 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
         create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False
     )
     server = uvicorn.Server(config)
-    with _workers(settings.workers):
+    # uvicorn's own handling ends the process by the signal, before our workers have stopped, and not with exit code 0.
+    server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]
+    with _workers(settings.workers), _signals(server.handle_exit):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         watch = asyncio.create_task(_announce(server, serving, _url(settings, listener), ready))
         try:
@@ -52,12 +54,12 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
         raise ConfigurationError("the service could not start; the lines above say why")
 
 
-async def work(settings: Settings, *, child: bool = False) -> None:
-    """Be a worker until SIGINT or SIGTERM; a second signal stops at once."""
+async def work(settings: Settings, *, parent: int | None = None) -> None:
+    """Be a worker until SIGINT or SIGTERM, and not longer than the process `parent`; a second signal stops at once."""
     from app.wiring import open_service, open_worker
 
-    if child:
-        _become_child()
+    if parent is not None:
+        _become_child(parent)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -99,6 +101,19 @@ async def _announce(server: Any, serving: asyncio.Task[None], url: str, ready: C
 
 
 @contextmanager
+def _signals(stop: Callable[[int, None], None]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM calls `stop`; once the server has stopped, another one ends us at once."""
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, stop, name, None)
+    try:
+        yield
+    finally:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(name)
+
+
+@contextmanager
 def _workers(count: int) -> Iterator[None]:
     """Keep `count` worker processes alive; a child dies with us even if we are killed."""
     children: dict[int, subprocess.Popen[bytes]] = {}
@@ -136,12 +151,14 @@ def _start_worker() -> subprocess.Popen[bytes]:
 
     In a session of its own: Ctrl-C reaches us alone, and we stop our workers in order.
     """
-    command = [sys.executable, "-m", "app.cli", "worker", "--child"]
+    command = [sys.executable, "-m", "app.cli", "worker", "--parent", str(os.getpid())]
     return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603 - our own program
 
 
-def _become_child() -> None:
+def _become_child(parent: int) -> None:
     """Give way to the web process, and end with it even if it is killed."""
     os.nice(5)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise SystemExit  # it died before we asked to be told

@@ -30,7 +30,8 @@ from app.schemas import (
 from app.wiring import Service
 from ingest.chunk import Chunking
 from ingest.generations import Plan
-from retrieval.errors import DocumentNotFound, FootnoteError, InvalidInput
+from ingest.records import Collection
+from retrieval.errors import ConfigurationError, DocumentNotFound, FootnoteError, InvalidInput
 
 router = APIRouter()
 
@@ -173,7 +174,7 @@ async def reindex(service: Open, name: str, body: ReindexRequest) -> ReindexResp
     collection = await service.catalog.collection(name)
     live = await service.catalog.live_generation(name)
     chunking = _wanted_chunking(body, live.chunking if live else service.chunking)
-    plan = await service.generations.plan(collection, spec=body.embedder, chunking=chunking)
+    plan = await _plan(service, collection, body.embedder, chunking)
     needed = live is not None and bool(plan.changes or body.force)
     job_id = None
     if needed and not body.plan:
@@ -196,6 +197,15 @@ def _wanted_chunking(body: ReindexRequest, now: Chunking) -> Chunking:
         size=now.size if body.chunk_size is None else body.chunk_size,
         overlap=now.overlap if body.chunk_overlap is None else body.chunk_overlap,
     )
+
+
+async def _plan(service: Service, collection: Collection, embedder: str | None, chunking: Chunking) -> Plan:
+    try:
+        return await service.generations.plan(collection, spec=embedder, chunking=chunking)
+    except ConfigurationError as exc:
+        if embedder is None:
+            raise
+        raise InvalidInput(f"embedder: {exc.message}") from exc
 
 
 async def _estimate(service: Service, plan: Plan) -> float:

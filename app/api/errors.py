@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -17,6 +18,8 @@ from retrieval.errors import FootnoteError
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+SOURCES = {("body",), ("query",), ("path",), ("header",)}
+"""Where FastAPI says that a value came from, before its place there."""
 CODES_BY_STATUS = {
     400: "malformed_request",
     404: "not_found",
@@ -43,15 +46,26 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
 
 
-def response(code: str, detail: str, *, retry_after: float | None = None, **extra: Any) -> JSONResponse:
+class ProblemResponse(JSONResponse):
+    """Half a surrogate pair, which a caller's JSON can say and UTF-8 cannot, is answered as `?`."""
+
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def response(
+    code: str, detail: str, *, retry_after: float | None = None, headers: Mapping[str, str] | None = None, **extra: Any
+) -> ProblemResponse:
     request_id = structlog.contextvars.get_contextvars().get("request_id", "")
     body = problem(code, detail, request_id=request_id, **extra)
-    headers = {}
+    sent = dict(headers or {})
     if body["status"] in {429, 503}:
-        headers["Retry-After"] = str(max(1, round(retry_after or 1)))
+        sent["Retry-After"] = str(max(1, round(retry_after or 1)))
     if body["status"] == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body, body["status"], headers, MEDIA_TYPE)
+        sent["WWW-Authenticate"] = "Bearer"
+    return ProblemResponse(body, body["status"], sent)
 
 
 async def _ours(_request: Request, exc: FootnoteError) -> JSONResponse:
@@ -72,16 +86,17 @@ def field_errors(errors: Sequence[Any]) -> list[dict[str, str]]:
     """Pydantic's errors as JSON pointers; what was sent is not sent back."""
     found = []
     for error in errors:
-        where = [
-            str(part).replace("~", "~0").replace("/", "~1")
-            for part in error["loc"]
-            if part not in {"body", "query", "path", "header"}
-        ]
+        within = error["loc"][1:] if error["loc"][:1] in SOURCES else error["loc"]
+        where = [str(part).replace("~", "~0").replace("/", "~1") for part in within]
         found.append({"pointer": "/" + "/".join(where), "detail": str(error["msg"]).encode("utf-8", "replace").decode()})
     return found
 
 
-async def _http(_request: Request, exc: HTTPException) -> JSONResponse:
+async def _http(request: Request, exc: HTTPException) -> JSONResponse:
+    if isinstance(exc.__cause__, FootnoteError):  # FastAPI wraps whatever comes up while it reads a body
+        return await _ours(request, exc.__cause__)
+    if isinstance(exc.__cause__, RecursionError):
+        return response("malformed_request", "the body is not JSON that can be read: it is nested too deeply")
     code = CODES_BY_STATUS.get(exc.status_code, "invalid_input" if exc.status_code < 500 else "internal_error")
     detail = "there is no such route; GET /docs lists them" if exc.status_code == 404 else str(exc.detail)
-    return response(code, detail)
+    return response(code, detail, headers=exc.headers)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
+from app.api.inputs import is_printable
 from retrieval.errors import InvalidFilter
 from retrieval.types import And, Compare, Filter, Not, Operator, Or, Scalar
 
@@ -27,6 +29,8 @@ def _group(value: Any, pointer: str, depth: int) -> Filter:
 
 
 def _part(key: str, value: Any, pointer: str, depth: int) -> Filter:
+    if not is_printable(key):
+        raise InvalidFilter(f"{pointer!r}: holds a NUL or half of a surrogate pair")
     match key:
         case "$and" | "$or":
             if not isinstance(value, list) or not 1 <= len(value) <= MAX_PARTS:
@@ -67,7 +71,7 @@ def _operand(operator: Operator, value: Any, pointer: str) -> Scalar | tuple[Sca
         case "exists":
             ok, wanted = isinstance(value, bool), "true or false"
         case "contains":
-            ok, wanted = isinstance(value, str), "a string"
+            ok, wanted = isinstance(value, str) and _is_scalar(value), "a string"
         case "gt" | "gte" | "lt" | "lte":
             ok, wanted = _is_scalar(value) and not isinstance(value, bool), "a string or a number"
         case _:
@@ -79,7 +83,13 @@ def _operand(operator: Operator, value: Any, pointer: str) -> Scalar | tuple[Sca
 
 
 def _is_scalar(value: Any) -> bool:
-    """A number must fit 64 bits: no store keeps a larger one."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) < 2**63
-    return isinstance(value, str | float | bool)
+    """A number must be finite and fit 64 bits, a string be UTF-8 without NUL: no store keeps others."""
+    match value:
+        case bool():
+            return True
+        case int():
+            return abs(value) < 2**63
+        case float():
+            return math.isfinite(value)
+        case _:
+            return isinstance(value, str) and is_printable(value)

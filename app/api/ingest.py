@@ -6,20 +6,22 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from app.api.errors import field_errors, problems
+from app.api.errors import problems
 from app.api.errors import response as problem_response
 from app.api.inputs import parse_metadata, printable, safe_name
 from app.api.open import Open
-from app.errors import RequestTooLarge, as_dict
+from app.errors import as_dict
 from app.schemas import Error, IngestedDocument, IngestRequest, IngestResponse
 from app.settings import MIB
 from app.wiring import Service
@@ -32,7 +34,6 @@ from retrieval.types import Metadata
 router = APIRouter(tags=["ingest"])
 
 MAX_FILES = 1000
-MAX_JSON_MB = 64
 COPY_BYTES = 1 * MIB
 POLL_SECONDS = 0.05
 
@@ -116,10 +117,10 @@ async def ingest(
     collection, incoming = await _read(request)
     check_collection_name(collection)
     await _check_embedder(service, collection)
-    outcomes = [await _store(service, each) if isinstance(each, Incoming) else each for each in incoming]
-    if outcomes and all(outcome.error for outcome in outcomes):
-        return _all_refused(outcomes)
-    accepted = await _accept(service, collection, outcomes, idempotency_key)
+    async with _stored(service, incoming) as outcomes:
+        if all(outcome.error for outcome in outcomes):
+            return _all_refused(outcomes)
+        accepted = await _accept(service, collection, outcomes, idempotency_key)
     settled = await _settled(service, [a["job_id"] for a in accepted if a["job_id"]], wait)
     if wait:
         accepted = await _refresh(service, accepted)
@@ -157,15 +158,13 @@ async def _read_form(request: Request) -> tuple[str, list[Incoming | Outcome]]:
 
 
 async def _read_json(request: Request) -> tuple[str, list[Incoming | Outcome]]:
-    if int(request.headers.get("content-length") or 0) > MAX_JSON_MB * MIB:
-        raise RequestTooLarge(f"a JSON body has at most {MAX_JSON_MB} MiB; send larger documents as files")
+    raw = await request.body()
     try:
-        body = IngestRequest.model_validate(json.loads(await request.body()))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise _Malformed(f"the body is not JSON: {exc}") from exc
+        body = IngestRequest.model_validate(json.loads(raw))
     except ValidationError as exc:
-        first = field_errors(exc.errors(include_url=False, include_input=False))[0]
-        raise InvalidInput(f"{first['pointer']}: {first['detail']}") from exc
+        raise RequestValidationError(exc.errors(include_url=False, include_input=False)) from exc
+    except (ValueError, RecursionError) as exc:
+        raise _Malformed(f"the body is not JSON: {exc}") from exc
     documents: list[Incoming | Outcome] = []
     for item in body.documents:
         text = printable_text(item.text)
@@ -198,6 +197,20 @@ async def _check_embedder(service: Service, collection: str) -> None:
     """An index of another embedding model is refused at the door, before anything is stored."""
     if await service.catalog.has_collection(collection):
         await service.generations.live(collection)
+
+
+@asynccontextmanager
+async def _stored(service: Service, incoming: list[Incoming | Outcome]) -> AsyncIterator[list[Outcome]]:
+    """Keep the bytes of all while their documents are written; if that fails, none of them stays."""
+    outcomes: list[Outcome] = []
+    try:
+        for each in incoming:
+            outcomes.append(await _store(service, each) if isinstance(each, Incoming) else each)  # noqa: PERF401 - see except
+        yield outcomes
+    except BaseException:
+        for upload in [outcome.upload for outcome in outcomes if outcome.upload]:
+            await service.catalog.remove_blob(upload.sha256, partial(service.files.discard, upload.sha256))
+        raise
 
 
 async def _store(service: Service, incoming: Incoming) -> Outcome:

@@ -41,7 +41,7 @@ def parse_metadata(value: Any) -> Metadata:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as exc:
+        except (ValueError, RecursionError) as exc:
             raise InvalidInput(f'metadata: not JSON ({exc}); send an object such as {{"year": 2026}}') from exc
     if not isinstance(value, dict):
         raise InvalidInput('metadata: not an object; send one such as {"year": 2026}')
@@ -50,9 +50,13 @@ def parse_metadata(value: Any) -> Metadata:
     return {_key(key): _value(key, item) for key, item in value.items() if item is not None}
 
 
+def is_printable(text: str) -> bool:
+    return "\x00" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def printable(text: str, *, what: str) -> str:
     """Refuses lone surrogates, which no store and no UTF-8 can carry, and NUL."""
-    if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if not is_printable(text):
         raise InvalidInput(f"{what}: holds a NUL or half of a surrogate pair; send well-formed text")
     return text
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import structlog
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Send
 
-from app.answer import Delta, Found, hit_out
+from app.answer import Delta, Event, Found, hit_out
 from app.api.errors import problems
 from app.api.filters import parse_filter
 from app.api.inputs import printable
@@ -26,9 +28,22 @@ from retrieval.types import Query
 router = APIRouter(tags=["query"])
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
+GONE = 499
+"""For the log only: nobody reads a response whose client went away."""
+
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["hits", "delta", "citation", "done", "error"]},
+        "data": {"type": "string", "description": "JSON"},
+    },
+}
 _EVENTS = {
     "description": "the answer; with `stream` the events hits, delta, citation, then done (the answer) or error (a problem)",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"schema": _EVENT}},
 }
 
 
@@ -58,12 +73,11 @@ async def query(service: Open, body: QueryRequest, request: Request) -> Response
         first = await anext(events)  # what can be refused is refused here, with a status of its own
     if body.stream:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_stream(first, events), media_type="text/event-stream", headers=headers)
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Answer):
-                return Response(event.model_dump_json(), media_type="application/json")
-    return JSONResponse({}, 500)  # pragma: no cover - an answer always ends with one
+        return _EventStream(_stream(first, events), media_type="text/event-stream", headers=headers)
+    answer = await _while_connected(request, _last(first, events))
+    if answer is None:
+        return Response(status_code=GONE)
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _query(service: Service, body: SearchRequest) -> Query:
@@ -78,7 +92,43 @@ def _query(service: Service, body: SearchRequest) -> Query:
     return Query(text, body.top_k, body.mode, parse_filter(body.filter))
 
 
-async def _stream(first: Any, events: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
+async def _last(first: Event, events: AsyncGenerator[Event, None]) -> Answer | None:
+    """The answer, which is what the events end with."""
+    last = first
+    async with aclosing(events):
+        async for event in events:
+            last = event
+    return last if isinstance(last, Answer) else None
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`; None if the client goes away before, and then `work` is stopped, and with it the model."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _EventStream(StreamingResponse):
+    """Closes its events however it ends: also when the client leaves while it has not taken what was sent."""
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        finally:
+            await cast("AsyncGenerator[bytes, None]", self.body_iterator).aclose()
+
+
+async def _stream(first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
     """Server-sent events. When the client goes away this generator is closed, and with it the model."""
     async with aclosing(events):
         try:
@@ -93,7 +143,7 @@ async def _stream(first: Any, events: AsyncGenerator[Any, None]) -> AsyncGenerat
             yield _problem_event("internal_error", "an unexpected error; the log of the service has the details")
 
 
-def _event(event: Any) -> bytes:
+def _event(event: Event) -> bytes:
     match event:
         case Found():
             hits = ",".join(hit_out(hit).model_dump_json() for hit in event.hits)

@@ -20,13 +20,15 @@ class Piece:
     text: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    model: str = ""
+    """The name of the model that wrote it: of a chain, the one that answers."""
 
 
 class LLM(Protocol):
     """A chat model that streams."""
 
     name: str
-    """`<provider>:<model>`, of the one that answers last where there are several."""
+    """`<provider>:<model>`, several of them with commas for a chain."""
     window: int
     """Tokens of prompt and answer together."""
     max_tokens: int

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
 
 from app.llm import LLM, Message, Piece
 from retrieval.errors import ConfigurationError, FootnoteError, MissingDependency, ModelRejected, ModelUnavailable
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
+    from langchain_core.messages import AIMessageChunk
+
+log = structlog.get_logger(__name__)
 
 
 class ChatModel:
@@ -31,14 +36,16 @@ class ChatModel:
     async def stream(self, messages: Sequence[Message]) -> AsyncGenerator[Piece, None]:
         model = await self._open()
         with _translated(self.name):
-            async with aclosing(model.astream([(m.role, m.content) for m in messages])) as chunks:
+            # Annotated as an iterator only, and a generator in truth: closing it hangs up on the server.
+            answer = cast("AsyncGenerator[AIMessageChunk, None]", model.astream([(m.role, m.content) for m in messages]))
+            async with aclosing(answer) as chunks:
                 while True:
                     async with asyncio.timeout(self.timeout_seconds):
                         chunk = await anext(chunks, None)
                     if chunk is None:
                         return
                     usage: Any = getattr(chunk, "usage_metadata", None) or {}
-                    yield Piece(str(chunk.text), usage.get("input_tokens", 0), usage.get("output_tokens", 0))
+                    yield Piece(str(chunk.text), usage.get("input_tokens", 0), usage.get("output_tokens", 0), self.name)
 
     async def _open(self) -> BaseChatModel:
         async with self._lock:
@@ -52,7 +59,7 @@ class FallbackChain:
 
     def __init__(self, models: Sequence[LLM]) -> None:
         self.models = tuple(models)
-        self.name = self.models[0].name
+        self.name = ",".join(model.name for model in self.models)
         self.window = min(model.window for model in self.models)
         self.max_tokens = min(model.max_tokens for model in self.models)
 
@@ -62,13 +69,13 @@ class FallbackChain:
             try:
                 async with aclosing(model.stream(messages)) as pieces:
                     async for piece in pieces:
-                        self.name = model.name
                         started = started or bool(piece.text)
                         yield piece
                 return
-            except FootnoteError:
+            except FootnoteError as exc:
                 if started or position == len(self.models) - 1:
                     raise
+                log.warning("model_fell_back", model=model.name, next=self.models[position + 1].name, detail=exc.message)
 
 
 def open_chat(
