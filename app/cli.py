@@ -224,8 +224,8 @@ def jobs(
     """List jobs, newest first; cancel or retry one."""
     from app.show import table
 
-    if cancel or retry:
-        verb, job_id = ("cancel", cancel) if cancel else ("retry", retry)
+    if job_id := cancel or retry:
+        verb = "cancel" if cancel else "retry"
         found = [_call("POST", f"/jobs/{quote(job_id, safe='')}/{verb}", url)]
     else:
         found = _list("/jobs", "jobs", url, state=state)

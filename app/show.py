@@ -15,10 +15,10 @@ from rich.table import Table
 
 from app.doctor import Finding
 
-out = Console(highlight=False, soft_wrap=True)
+PIPE_WIDTH = 10_000
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127, *range(128, 160)), "�")
 """What a document or a file name must not be able to send to a terminal."""
-PIPE_WIDTH = 10_000
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
         shown.add_column(column, overflow="fold", no_wrap=not out.is_terminal)
     for row in rows:
         shown.add_row(*(escape(_cell(row.get(column))) for column in columns))
-    out.print(shown, width=None if out.is_terminal else PIPE_WIDTH) if rows else out.print("none")
+    out.print(shown) if rows else out.print("none")
 
 
 def summary(documents: Sequence[dict[str, Any]]) -> None:

@@ -268,17 +268,20 @@ class Wire:
     asked: list[dict] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
     """Whether a client went away before it had everything."""
+    was_asked: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
     def play(self, *pieces: str, pause: float = 0.0, status: int = 200, breaks: bool = False) -> None:
         self.pieces, self.pause, self.status, self.breaks = pieces, pause, status, breaks
         self.asked.clear()
         self.hung_up.clear()
+        self.was_asked.clear()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length:")[2].partition("\r\n")[0])
         self.asked.append(json.loads(await reader.readexactly(length)))
+        self.was_asked.set()
         talking, leaving = asyncio.ensure_future(self._talk(writer)), asyncio.ensure_future(reader.read(1))
         await asyncio.wait({talking, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not talking.done():
@@ -412,9 +415,9 @@ def test_the_hits_come_before_the_model_answers(http, wire, asked):
     wire.play("Vault A.", pause=2)
     began = time.monotonic()
     with http.stream("POST", "/query", json={**asked, "stream": True}) as response:
-        first = next(response.iter_lines())
-        assert first == "event: hits"
+        assert next(response.iter_lines()) == "event: hits"
         assert time.monotonic() - began < 1.5
+        assert wire.was_asked.wait(10)
 
 
 def test_a_client_that_leaves_a_stream_stops_the_model(http, wire, asked):
@@ -428,13 +431,15 @@ def test_a_client_that_leaves_before_the_first_word_stops_the_model(http, wire, 
     wire.play("late", pause=20)
     with http.stream("POST", "/query", json={**asked, "stream": True}) as response:
         assert next(response.iter_lines()) == "event: hits"
+        assert wire.was_asked.wait(10)
     assert wire.hung_up.wait(3)
 
 
 def test_a_client_that_leaves_without_a_stream_stops_the_model(http, wire, asked):
     wire.play(*["word "] * 200, pause=0.1)
     with pytest.raises(httpx.ReadTimeout):
-        http.post("/query", json=asked, timeout=httpx.Timeout(10, read=1))
+        http.post("/query", json=asked, timeout=httpx.Timeout(10, read=2))
+    assert wire.was_asked.is_set()
     assert wire.hung_up.wait(3)
 
 
