@@ -31,6 +31,8 @@ STATUS: Mapping[str, int] = {
     "idempotency_conflict": 409,
     "job_not_cancellable": 409,
     "reindex_incomplete": 409,
+    "superseded": 409,
+    "cancelled": 409,
     "overloaded": 503,
     "unauthorized": 401,
     "configuration_error": 500,

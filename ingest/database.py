@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ingest.schema import migrate
-from retrieval.errors import CatalogUnavailable, ConfigurationError, StorageFull
+from retrieval.errors import CatalogUnavailable, ConfigurationError, InvalidInput, StorageFull
 
 Clock = Callable[[], float]
 
@@ -114,3 +114,7 @@ def _translated() -> Iterator[None]:
         raise CatalogUnavailable(
             f"the catalog does not answer; check FOOTNOTE_CATALOG_URL and that its server runs ({exc.__class__.__name__})"
         ) from exc
+    except sa.exc.DBAPIError as exc:
+        if "0x00" not in str(exc):
+            raise
+        raise InvalidInput("a NUL byte is in a value, and PostgreSQL keeps none") from exc

@@ -197,6 +197,7 @@ def llm_url() -> Iterator[str]:
     program = (
         "import sys, time, xllamacpp as x\n"
         "p = x.CommonParams(); p.model.path = sys.argv[1]; p.n_ctx = 4096; p.n_parallel = 2; p.port = int(sys.argv[2])\n"
+        "p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1  # several spin, and starve on a shared machine\n"
         "s = x.Server(p); print(s.listening_address, flush=True)\n"
         "while True: time.sleep(60)\n"
     )

@@ -299,7 +299,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 45) -> None:
 
 
 def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [each for each in psutil.Process(process.pid).children() if "worker" in each.cmdline()]
+    return [each for each in psutil.Process(process.pid).children() if not is_over(each) and "worker" in each.cmdline()]
 
 
 def is_over(process: psutil.Process) -> bool:
