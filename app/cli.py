@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Coroutine
@@ -73,9 +74,9 @@ def serve(
     from app.demo import show
     from app.serve import serve as run
 
+    if demo:
+        os.environ.setdefault("FOOTNOTE_LOG_LEVEL", "warning")  # of the workers too: the answer is what shall be seen
     settings = _settings(host=host, port=port, workers=workers)
-    if demo and "log_level" not in _given():
-        settings = settings.model_copy(update={"log_level": "warning"})
     _serve(settings, run(settings, ready=show if demo else None))
 
 
@@ -331,10 +332,6 @@ def _root(
 
 def _settings(**overrides: Any) -> Settings:
     return load_settings(**overrides).settings
-
-
-def _given() -> set[str]:
-    return {name for name, source in load_settings().sources.items() if source != "default"}
 
 
 def _serve(settings: Settings, service: Coroutine[Any, Any, None]) -> None:
