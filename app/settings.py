@@ -83,6 +83,14 @@ class Settings(BaseModel):
     max_waiting_queries: int = Field(2000, ge=0, description="questions that may wait; more are answered 503 with Retry-After")
     parse_timeout_seconds: float = Field(120, gt=0, description="longest time one file may take to parse")
     parse_memory_mb: int = Field(1024, ge=128, description="memory that parsing one file may add")
+    html: Literal["main", "full"] = Field(
+        "main", description="of a web page that is an article: its main text, or also navigation, footers and other frame"
+    )
+    ocr_languages: str = Field(
+        "eng",
+        pattern=r"^[A-Za-z_]+(\+[A-Za-z_]+)*$",
+        description="languages of scanned pages and images, as tesseract names them: `eng+deu`",
+    )
     ingest_concurrency: int = Field(4, ge=1, le=64, description="documents that one worker process works on at once")
     job_max_attempts: int = Field(5, ge=1, description="tries before a job is dead")
     lease_seconds: float = Field(30, ge=1, description="time after which a silent worker's job goes to another")

@@ -16,6 +16,7 @@ from ingest.database import Database, open_database
 from ingest.files import Files
 from ingest.generations import Generations
 from ingest.jobs import Jobs
+from ingest.parsers import Options
 from ingest.parsers.isolation import ParserPool
 from ingest.pipeline import Pipeline
 from ingest.worker import Worker
@@ -73,6 +74,7 @@ async def open_worker(service: Service) -> AsyncIterator[Worker]:
         workers=min(settings.ingest_concurrency, 2),
         timeout_seconds=settings.parse_timeout_seconds,
         memory_bytes=settings.parse_memory_mb * MIB,
+        options=Options(html=settings.html, ocr_languages=settings.ocr_languages),
     )
     try:
         await parsers.warm()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from importlib import import_module
 
 from ingest.parsers.media import FORMATS, HEAD_BYTES, SUPPORTED, detect
-from ingest.parsers.parsed import Block, Box, Draft, Kind, Parsed, Receipt, assemble
+from ingest.parsers.parsed import Block, Box, Draft, File, Kind, Options, Parsed, Part, Receipt, assemble
 from retrieval.errors import (
     DocumentTooLarge,
     EmptyDocument,
@@ -27,14 +27,18 @@ __all__ = [
     "Block",
     "Box",
     "Draft",
+    "File",
     "Kind",
+    "Options",
     "Parsed",
+    "Part",
     "Receipt",
     "assemble",
     "detect",
     "parse",
 ]
 
+DEFAULTS = Options()
 _MAX_UNPACKED = 200 * 1024 * 1024
 _MAX_MEMBERS = 10_000
 _MAX_RATIO = 200
@@ -43,7 +47,7 @@ _RATIO_FLOOR = 20 * 1024 * 1024
 _UNREADABLE = re.compile("[\ufffd\ue000-\uf8ff]")
 
 
-def parse(data: bytes, name: str, media_type: str) -> Parsed:
+def parse(data: bytes, name: str, media_type: str, options: Options = DEFAULTS) -> Parsed:
     """Read a document. CPU-bound, and not to be trusted with hostile bytes outside a process that can be killed.
 
     Raises what `retrieval.errors` lists under `InvalidInput`, `UnreadableDocument` for any failure of a parser.
@@ -54,7 +58,7 @@ def parse(data: bytes, name: str, media_type: str) -> Parsed:
     module, _, function = FORMATS[media_type].parser.partition(":")
     try:
         _guard_archive(data, name)
-        parsed: Parsed = getattr(import_module(module), function)(data, name)
+        parsed: Parsed = getattr(import_module(module), function)(File(data, name, options))
     except FootnoteError:
         raise
     except MemoryError as error:
@@ -98,7 +102,7 @@ def _judged(parsed: Parsed, name: str, media_type: str, seconds: float) -> Parse
         receipt = replace(receipt, needs_attention=_no_text(receipt))
     elif not receipt.needs_attention:
         receipt = replace(receipt, needs_attention=_doubts(parsed))
-    return Parsed(parsed.text, parsed.blocks, receipt)
+    return replace(parsed, receipt=receipt)
 
 
 def _no_text(receipt: Receipt) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ingest.parsers.decode import decode
-from ingest.parsers.parsed import Draft, Parsed, Receipt, assemble
+from ingest.parsers.parsed import Draft, File, Parsed, Receipt, assemble
 
 _CONTINUES = re.compile(
     r"[\])}]|end\b|else\b|elif\b|except\b|finally\b|catch\b|rescue\b|ensure\b|when\b|then\b|fi\b|done\b|esac\b"
@@ -14,9 +14,9 @@ _CONTINUES = re.compile(
 """A line at the margin that belongs to what came before."""
 
 
-def parse_code(data: bytes, name: str) -> Parsed:  # noqa: ARG001
+def parse_code(file: File) -> Parsed:
     """Code in any language, verbatim but for the blank lines between blocks."""
-    text, encoding, replaced, removed = decode(data)
+    text, encoding, replaced, removed = decode(file.data)
     receipt = Receipt("code", encoding=encoding, replaced_characters=replaced, removed_characters=removed)
     return assemble(code_drafts(text), receipt)
 

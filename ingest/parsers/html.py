@@ -10,7 +10,7 @@ from lxml import etree
 
 from ingest.parsers.decode import Decoded, decode
 from ingest.parsers.elements import VERSION, drafts
-from ingest.parsers.parsed import Draft, Parsed, Receipt, assemble
+from ingest.parsers.parsed import Draft, File, Parsed, Receipt, assemble
 
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
 _XML_DECLARATION = re.compile(r"^\s*<\?xml[^>]{0,200}\?>")
@@ -25,10 +25,10 @@ _DEEPEST = 150
 _TOO_DEEP = "The page nests too deeply for its structure to be kept; its text is complete."
 
 
-def parse_html(data: bytes, name: str) -> Parsed:  # noqa: ARG001
+def parse_html(file: File) -> Parsed:
     """A page of HTML."""
-    declared = _CHARSET.search(data[:4096])
-    return page(decode(data, declared[1].decode("ascii") if declared else None))
+    declared = _CHARSET.search(file.data[:4096])
+    return page(decode(file.data, declared[1].decode("ascii") if declared else None))
 
 
 def page(decoded: Decoded) -> Parsed:

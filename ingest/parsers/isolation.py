@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from ingest.parsers import Parsed, parse
+from ingest.parsers import DEFAULTS, Options, Parsed, parse
 from retrieval.errors import Overloaded, ParseTimeout, UnreadableDocument
 
 T = TypeVar("T")
@@ -38,10 +38,13 @@ class ParserPool:
     what the process takes idle. Processes start with the first parse or `warm`.
     """
 
-    def __init__(self, workers: int = 2, timeout_seconds: float = 60.0, memory_bytes: int = 1024**3) -> None:
+    def __init__(
+        self, workers: int = 2, timeout_seconds: float = 60.0, memory_bytes: int = 1024**3, options: Options = DEFAULTS
+    ) -> None:
         self._workers = workers
         self._timeout = timeout_seconds
         self._memory = memory_bytes
+        self._options = options
         self._pool: ProcessPool | None = None
         self._opening = threading.Lock()
         self._closed = False
@@ -64,7 +67,7 @@ class ParserPool:
         when the file crashes its parser.
         """
         try:
-            return await self._run(_parse_file, str(path), name, media_type, self._memory)
+            return await self._run(_parse_file, str(path), name, media_type, self._options, self._memory)
         except FutureTimeoutError as error:
             raise ParseTimeout(
                 f"{name} could not be read within {self._timeout:g} s. Split it, or save it in a simpler format."
@@ -121,10 +124,10 @@ def _ready() -> None:
     return None
 
 
-def _parse_file(path: str, name: str, media_type: str, memory_bytes: int) -> Parsed:
+def _parse_file(path: str, name: str, media_type: str, options: Options, memory_bytes: int) -> Parsed:
     _limit_memory(memory_bytes)
     try:
-        return parse(Path(path).read_bytes(), name, media_type)
+        return parse(Path(path).read_bytes(), name, media_type, options)
     finally:
         _give_back_memory()
 

@@ -9,7 +9,7 @@ from email.message import EmailMessage
 
 from ingest.parsers.decode import decode
 from ingest.parsers.html import html_drafts
-from ingest.parsers.parsed import Draft, Parsed, Receipt, assemble
+from ingest.parsers.parsed import Draft, File, Parsed, Receipt, assemble
 from ingest.parsers.text import text_drafts
 from retrieval.errors import DocumentTooLarge, UnreadableDocument
 
@@ -19,15 +19,17 @@ _READ = {"text/plain", "text/html", "text/markdown", "text/csv"}
 _HEADERS = ("From", "To", "Cc", "Date")
 
 
-def parse_mail(data: bytes, name: str) -> Parsed:
+def parse_mail(file: File) -> Parsed:
     """A message: its heading, body (plain text before HTML) and attachments of text; others are named in the notes."""
-    if sum(1 for _ in _PART.finditer(data)) > _MAX_PARTS:  # counted before: reading 20,000 parts takes 20 s
-        raise DocumentTooLarge(f"{name} has more than {_MAX_PARTS:,} parts. Save its attachments and upload them as files.")
+    if sum(1 for _ in _PART.finditer(file.data)) > _MAX_PARTS:  # counted before: reading 20,000 parts takes 20 s
+        raise DocumentTooLarge(
+            f"{file.name} has more than {_MAX_PARTS:,} parts. Save its attachments and upload them as files."
+        )
     try:
-        message = message_from_bytes(data, policy=policy.default)
+        message = message_from_bytes(file.data, policy=policy.default)
         parts = list(message.walk())
     except RecursionError as error:
-        raise UnreadableDocument(f"{name} nests its parts too deeply to be read.") from error
+        raise UnreadableDocument(f"{file.name} nests its parts too deeply to be read.") from error
     drafts = list(_heading(message))
     skipped: list[str] = []
     for part in _chosen(parts):

@@ -11,7 +11,7 @@ from markdown_it.token import Token
 
 from ingest.parsers.decode import decode
 from ingest.parsers.html import html_drafts
-from ingest.parsers.parsed import Draft, Parsed, Receipt, assemble
+from ingest.parsers.parsed import Draft, File, Parsed, Receipt, assemble
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _DATA_URI = re.compile(r"\(data:[^()\s]{100,}\)")
@@ -19,9 +19,9 @@ _HEADING_MARKUP = re.compile(r"[ \t]*\{[ ]?#[\w-]+[ ]?\}[ \t]*$|`|\*\*|__")
 _CELL_EDGE = re.compile(r"\s*(?<!\\)\|\s*")
 
 
-def parse_markdown(data: bytes, name: str) -> Parsed:  # noqa: ARG001
+def parse_markdown(file: File) -> Parsed:
     """CommonMark with tables and front matter."""
-    text, encoding, replaced, removed = decode(data)
+    text, encoding, replaced, removed = decode(file.data)
     text, images = _DATA_URI.subn("(image)", text)
     receipt = Receipt(f"markdown-it-py {version('markdown-it-py')}", encoding=encoding, replaced_characters=replaced,
                       removed_characters=removed, images_skipped=images)  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 from lxml import etree
 
 from ingest.parsers.elements import VERSION, drafts
-from ingest.parsers.parsed import Draft, Parsed, Receipt, assemble
+from ingest.parsers.parsed import Draft, File, Parsed, Receipt, assemble
 from retrieval.errors import UnreadableDocument
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
@@ -19,14 +19,14 @@ _NOTES = (("Footnotes", "word/footnotes.xml"), ("Endnotes", "word/endnotes.xml")
 _MAX_PART_BYTES = 100 * 1024 * 1024
 
 
-def parse_docx(data: bytes, name: str) -> Parsed:
+def parse_docx(file: File) -> Parsed:
     """A Word document."""
     from unstructured.partition.docx import partition_docx
 
-    with _archive(data, name) as archive:
+    with _archive(file.data, file.name) as archive:
         images = sum(part.startswith("word/media/") for part in archive.namelist())
         extra = [*_text_boxes(archive), *_notes(archive)]
-    found = list(drafts(partition_docx(file=io.BytesIO(data), languages=[""])))
+    found = list(drafts(partition_docx(file=io.BytesIO(file.data), languages=[""])))
     body = "\n".join(draft.text for draft in found)
     found += [draft for draft in extra if draft.text and (draft.kind == "title" or draft.text not in body)]
     while found and found[-1].kind == "title" and found[-1] in extra:
@@ -34,15 +34,15 @@ def parse_docx(data: bytes, name: str) -> Parsed:
     return assemble(found, Receipt(VERSION, images_skipped=images))
 
 
-def parse_pptx(data: bytes, name: str) -> Parsed:
+def parse_pptx(file: File) -> Parsed:
     """A PowerPoint deck with its speaker notes; `page` is the slide."""
     from unstructured.partition.pptx import partition_pptx
 
-    with _archive(data, name) as archive:
+    with _archive(file.data, file.name) as archive:
         parts = archive.namelist()
     images = sum(part.startswith("ppt/media/") for part in parts)
     slides = sum(part.startswith("ppt/slides/slide") for part in parts)
-    elements = partition_pptx(file=io.BytesIO(data), languages=[""], include_slide_notes=True)
+    elements = partition_pptx(file=io.BytesIO(file.data), languages=[""], include_slide_notes=True)
     found = [draft for _, slide in groupby(drafts(elements), key=lambda draft: draft.page) for draft in _title_first(slide)]
     return assemble(found, Receipt(VERSION, pages=slides, images_skipped=images))
 

@@ -19,6 +19,36 @@ _UNWANTED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe
 
 
 @dataclass(frozen=True, slots=True)
+class Options:
+    """What the operator chose about reading; the same for all documents."""
+
+    html: Literal["main", "full"] = "main"
+    """Of a web page that is an article: its main text, or also navigation, footers and other frame."""
+    ocr_languages: str = "eng"
+    """What tesseract expects on scanned pages and images, its codes joined by `+`."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """What a parser reads."""
+
+    data: bytes
+    name: str
+    options: Options = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file within a file: an attachment of a mail, a member of an archive. It becomes a document of its own."""
+
+    name: str
+    """With its path within the file, `/` between folders."""
+    data: bytes
+    media_type: str | None = None
+    """What the file says it is, if it says so."""
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """A paragraph, title, list, table or piece of code: exactly `parsed.text[start:end]`.
 
@@ -61,9 +91,18 @@ class Receipt:
     """NULs, lone surrogates and other control characters."""
     pages: int | None = None
     pages_without_text: int = 0
+    page_characters: tuple[int, ...] = ()
+    """Characters on each page, in order; empty where the format has no pages."""
     characters: int = 0
+    tables_seen: int = 0
+    """Tables that the file holds, as far as its format says; less than `tables` never."""
     tables: int = 0
+    """Tables kept as rows."""
     images_skipped: int = 0
+    """Images whose text, if any, was not read."""
+    ocr_pages: int = 0
+    ocr_confidence: float | None = None
+    """Mean confidence of the words that were recognised, 0 to 100; None if none were."""
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     needs_attention: str | None = None
@@ -71,7 +110,7 @@ class Receipt:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        return {**asdict(self), "notes": list(self.notes)}
+        return {**asdict(self), "notes": list(self.notes), "page_characters": list(self.page_characters)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +120,7 @@ class Parsed:
     text: str
     blocks: tuple[Block, ...]
     receipt: Receipt
+    parts: tuple[Part, ...] = ()
 
 
 def clean(text: str) -> tuple[str, int]:
@@ -103,10 +143,12 @@ def assemble(drafts: Iterable[Draft], receipt: Receipt) -> Parsed:
         position = start + len(text)
         blocks.append(Block(draft.kind, text, start, position, draft.page, draft.depth, draft.bbox))
     whole = SEPARATOR.join(block.text for block in blocks)
+    tables = sum(block.kind == "table" for block in blocks)
     counted = replace(
         receipt,
         characters=len(whole),
-        tables=sum(block.kind == "table" for block in blocks),
+        tables_seen=max(receipt.tables_seen, tables),
+        tables=tables,
         removed_characters=receipt.removed_characters + removed,
     )
     return Parsed(whole, tuple(blocks), counted)

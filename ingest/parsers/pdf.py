@@ -15,7 +15,7 @@ from typing import Any
 import pypdfium2
 import pypdfium2.raw as pdfium
 
-from ingest.parsers.parsed import Box, Draft, Parsed, Receipt, assemble
+from ingest.parsers.parsed import Box, Draft, File, Parsed, Receipt, assemble
 from retrieval.errors import DocumentTooLarge, EmptyDocument, EncryptedDocument, UnreadableDocument
 
 _MAX_PAGES = 20_000
@@ -58,21 +58,21 @@ class _Paragraph:
         return round(max(self.lines, key=lambda line: len(line.text)).size * 2) / 2
 
 
-def parse_pdf(data: bytes, name: str) -> Parsed:
+def parse_pdf(file: File) -> Parsed:
     """A PDF's text layer; pages without one are counted."""
-    document = _open(data, name)
+    document = _open(file.data, file.name)
     try:
         pages = len(document)
         if not pages:
-            raise EmptyDocument(f"{name} has no pages.")
+            raise EmptyDocument(f"{file.name} has no pages.")
         if pages > _MAX_PAGES:
             raise DocumentTooLarge(
-                f"{name} has {pages:,} pages; at most {_MAX_PAGES:,} are read. Split it and upload the parts."
+                f"{file.name} has {pages:,} pages; at most {_MAX_PAGES:,} are read. Split it and upload the parts."
             )
         paragraphs: list[_Paragraph] = []
         empty = 0
         for number in range(pages):
-            found = _page_paragraphs(document, number, name)
+            found = _page_paragraphs(document, number, file.name)
             empty += not found
             paragraphs += found
     finally:

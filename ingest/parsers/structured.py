@@ -15,7 +15,7 @@ from ingest.parsers.code import code_drafts
 from ingest.parsers.decode import Decoded, decode
 from ingest.parsers.html import html_drafts
 from ingest.parsers.markdown import markdown_drafts
-from ingest.parsers.parsed import Draft, Parsed, Receipt, assemble
+from ingest.parsers.parsed import Draft, File, Parsed, Receipt, assemble
 from retrieval.errors import UnreadableDocument
 
 _MARKUP = re.compile(r"<(?:p|div|br|a|img|ul|ol|h[1-6])\b[^<>]{0,500}>", re.IGNORECASE)
@@ -35,9 +35,9 @@ def _loads(text: str) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def parse_json(data: bytes, name: str) -> Parsed:  # noqa: ARG001
+def parse_json(file: File) -> Parsed:
     """JSON, indented; each item of a top-level list is a block. What is no valid JSON stays as it is."""
-    decoded = decode(data)
+    decoded = decode(file.data)
     try:
         value = _loads(decoded.text)
         drafts = [Draft("code", _dumped(item)) for item in (value if isinstance(value, list) else [value])]
@@ -56,9 +56,9 @@ def _dumped(value: Any) -> str:
         raise ValueError("nested too deeply") from error
 
 
-def parse_ndjson(data: bytes, name: str) -> Parsed:  # noqa: ARG001
+def parse_ndjson(file: File) -> Parsed:
     """One JSON value a line; lines that are none stay as they are."""
-    decoded = decode(data)
+    decoded = decode(file.data)
     drafts, broken = [], 0
     for line in decoded.text.split("\n"):
         try:
@@ -70,9 +70,9 @@ def parse_ndjson(data: bytes, name: str) -> Parsed:  # noqa: ARG001
     return assemble(drafts, _receipt("json lines", decoded, *notes))
 
 
-def parse_notebook(data: bytes, name: str) -> Parsed:
+def parse_notebook(file: File) -> Parsed:
     """A Jupyter notebook: its Markdown, its code and what the code printed."""
-    decoded = decode(data)
+    decoded = decode(file.data)
     try:
         notebook = _loads(decoded.text)
         cells = notebook.get("cells") or [cell for sheet in notebook.get("worksheets", ()) for cell in sheet["cells"]]
@@ -82,7 +82,7 @@ def parse_notebook(data: bytes, name: str) -> Parsed:
         )
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise UnreadableDocument(
-            f"{name} is not a Jupyter notebook ({error}). Open and save it again, then upload it."
+            f"{file.name} is not a Jupyter notebook ({error}). Open and save it again, then upload it."
         ) from error
     return assemble(drafts, replace(_receipt("notebook", decoded), images_skipped=images))
 
@@ -102,16 +102,16 @@ def _joined(text: Any) -> str:
     return "".join(text) if isinstance(text, list) else str(text)
 
 
-def parse_xml(data: bytes, name: str) -> Parsed:
+def parse_xml(file: File) -> Parsed:
     """XML: an element with running text is a paragraph, neighbouring leaves are lines of `tag: text`.
 
     Entities are not expanded, nothing is fetched.
     """
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True, remove_pis=True)
     try:
-        root = etree.fromstring(data, parser)
+        root = etree.fromstring(file.data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise UnreadableDocument(f"{name} is not well-formed XML ({error}). Mend it, or upload it as .txt.") from error
+        raise UnreadableDocument(f"{file.name} is not well-formed XML ({error}). Mend it, or upload it as .txt.") from error
     encoding = root.getroottree().docinfo.encoding or "utf-8"
     return assemble(_xml_drafts(root), Receipt(f"lxml {version('lxml')}", encoding=encoding.lower()))
 

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from ingest.parsers.decode import decode
-from ingest.parsers.parsed import Draft, Parsed, Receipt, assemble, table_text
+from ingest.parsers.parsed import Draft, File, Parsed, Receipt, assemble, table_text
 from retrieval.errors import EncryptedDocument, UnreadableDocument
 
 _DELIMITERS = ",;\t|"
 
 
-def parse_csv(data: bytes, name: str) -> Parsed:
+def parse_csv(file: File) -> Parsed:
     """Comma-, semicolon-, tab- or bar-separated rows as one table."""
-    text, encoding, replaced, removed = decode(data)
-    delimiter = _delimiter(text, "\t" if name.lower().endswith((".tsv", ".tab")) else ",")
+    text, encoding, replaced, removed = decode(file.data)
+    delimiter = _delimiter(text, "\t" if file.name.lower().endswith((".tsv", ".tab")) else ",")
     csv.field_size_limit(sys.maxsize)  # an unclosed quote makes one field of the rest; the memory limit bounds it
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     receipt = Receipt("csv", encoding=encoding, replaced_characters=replaced, removed_characters=removed)
@@ -44,18 +44,18 @@ def _outside_quotes(line: str, delimiter: str) -> int:
     return sum(part.count(delimiter) for part in line.split('"')[::2])
 
 
-def parse_spreadsheet(data: bytes, name: str) -> Parsed:
+def parse_spreadsheet(file: File) -> Parsed:
     """Excel (new and old) and OpenDocument sheets: each sheet a title and a table; `page` counts the sheets."""
     from python_calamine import CalamineError, CalamineWorkbook, PasswordError
 
     try:
-        book = CalamineWorkbook.from_filelike(io.BytesIO(data))
+        book = CalamineWorkbook.from_filelike(io.BytesIO(file.data))
         drafts = list(_sheets(book))
     except PasswordError as error:
-        raise EncryptedDocument(f"{name} is protected by a password. Save it without one and upload it again.") from error
+        raise EncryptedDocument(f"{file.name} is protected by a password. Save it without one and upload it again.") from error
     except CalamineError as error:
         raise UnreadableDocument(
-            f"{name} is not a readable spreadsheet ({error}). Open and save it again, then upload it."
+            f"{file.name} is not a readable spreadsheet ({error}). Open and save it again, then upload it."
         ) from error
     receipt = Receipt(f"calamine {version('python-calamine')}", pages=len(book.sheet_names))
     return assemble(drafts, receipt)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from ingest.parsers.decode import decode
-from ingest.parsers.parsed import Draft, Kind, Parsed, Receipt, assemble
+from ingest.parsers.parsed import Draft, File, Kind, Parsed, Receipt, assemble
 
 _BLANK = re.compile(r"\n(?:[ \t]*\n)+")
 _UNDERLINE = re.compile(r"([=\-~^\"'#*+`:.])\1{2,}$")
@@ -18,9 +18,9 @@ _ITEM = re.compile(r"[ \t]*(?:[-*•‣◦·]|\d{1,3}[.)])[ \t]+\S")
 _TITLE_CHARACTERS = 90
 
 
-def parse_text(data: bytes, name: str) -> Parsed:  # noqa: ARG001
+def parse_text(file: File) -> Parsed:
     """Text of any kind without markup that we know."""
-    text, encoding, replaced, removed = decode(data)
+    text, encoding, replaced, removed = decode(file.data)
     receipt = Receipt("text", encoding=encoding, replaced_characters=replaced, removed_characters=removed)
     return assemble(text_drafts(text), receipt)
 
@@ -71,9 +71,9 @@ _TAG = re.compile(r"<[^<>]{0,200}>")
 _CUES_PER_BLOCK = 12
 
 
-def parse_subtitles(data: bytes, name: str) -> Parsed:  # noqa: ARG001
+def parse_subtitles(file: File) -> Parsed:
     """WebVTT and SubRip: what is said and by whom, without the times."""
-    text, encoding, replaced, removed = decode(data)
+    text, encoding, replaced, removed = decode(file.data)
     cues = [cue for paragraph in _BLANK.split(text) if (cue := _cue(paragraph))]
     groups = ("\n".join(cues[at : at + _CUES_PER_BLOCK]) for at in range(0, len(cues), _CUES_PER_BLOCK))
     receipt = Receipt("subtitles", encoding=encoding, replaced_characters=replaced, removed_characters=removed)
