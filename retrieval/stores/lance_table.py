@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from lancedb.index import FTS, BTree, HnswSq
-from lancedb.query import FullTextOperator, MatchQuery
 
 from retrieval.stores.filters import KEYS, ColumnValue, key_names, kind_of_column, metadata_columns
 from retrieval.stores.lance_filter import in_list
+from retrieval.stores.lance_import import FTS, BTree, FullTextOperator, HnswSq, MatchQuery
 from retrieval.stores.rows import metadata_from_json, metadata_to_json
 from retrieval.types import Chunk, EmbeddedChunk, Vector
 
