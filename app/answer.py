@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from statistics import fmean
 from time import perf_counter
 
 from app.citations import Located, Markers, claims, locate, unsupported
@@ -37,6 +39,10 @@ FOREIGN_COSINE = 0.25
 """Enough by itself for a question in a language that the collection is not in."""
 KEYWORD_COVERAGE = 0.25
 """Least coverage where nothing was searched by vector."""
+
+CLAUSE_WORDS = 4
+"""Fewest words of a clause that is a question of its own."""
+_CLAUSES = re.compile(r"[?;？；]|,\s+(?:and|und|et|y|e|и)\s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +241,7 @@ async def _irrelevance(question: str, searched: str, found: Found) -> str | None
     """Why no hit can answer the question, or None if one may. `searched` is the question with what it follows up."""
     if not found.hits:
         return "nothing was found" if found.generation else "the collection is empty"
-    covered = max(coverage(text, found.hits, found.languages) for text in {question, searched})
+    covered = max(coverage(searched, found.hits, found.languages), by_clause(question, found.hits, found.languages))
     if is_relevant(found.hits, covered):
         return None
     alike = max(hit.vector_score for hit in found.hits)
@@ -268,6 +274,13 @@ def coverage(question: str, hits: Sequence[Hit], languages: Collection[str]) -> 
         )
 
     return max(map(held, hits), default=0) / (sum(lengths.values()) or 1)
+
+
+def by_clause(question: str, hits: Sequence[Hit], languages: Collection[str]) -> float:
+    """The coverage of a question that may ask for several things at once: each may be in another hit, so their mean."""
+    clauses = [clause for clause in _CLAUSES.split(question) if len(clause.split()) >= CLAUSE_WORDS]
+    whole = coverage(question, hits, languages)
+    return max(whole, fmean(coverage(clause, hits, languages) for clause in clauses)) if len(clauses) > 1 else whole
 
 
 def _is_foreign(question: str, languages: Collection[str]) -> bool:

@@ -23,6 +23,8 @@ NEAR_BEST = 0.72
 ALIKE = 0.7
 """Two sentences that share this many of their terms say the same."""
 
+_CELL = " | "
+"""Between the cells of a table's row."""
 _BULLET = re.compile(r"(?:[-*•‣◦·]|\d{1,3}[.)])\s+")
 
 Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -70,7 +72,7 @@ def with_marker(sentence: str, number: int) -> str:
 def _sentences(position: int, hit: Hit) -> list[Sentence]:
     """What the hit says; its headings and questions only if there is nothing else."""
     spans = list(_spans(hit))
-    statements = [span for span in spans if not _says_nothing(hit.chunk.text[slice(*span)], hit)]
+    statements = [span for span in spans if not _says_nothing(*span, hit)]
     return [_sentence(position, hit, start, end) for start, end in statements or spans]
 
 
@@ -87,8 +89,17 @@ def _sentence(position: int, hit: Hit, start: int, end: int) -> Sentence:
     return Sentence(position, start, end, text, frozenset(analyze(text, hit.chunk.language)))
 
 
-def _says_nothing(text: str, hit: Hit) -> bool:
-    return text.endswith(("?", "？", "؟")) or text.strip("# ") in hit.chunk.headings
+def _says_nothing(start: int, end: int, hit: Hit) -> bool:
+    """Whether a passage is a question, a heading, or the header of a table."""
+    text = hit.chunk.text[start:end]
+    return text.endswith(("?", "？", "؟")) or text.strip("# ") in hit.chunk.headings or _is_header(start, end, hit.chunk.text)
+
+
+def _is_header(start: int, end: int, text: str) -> bool:
+    """Whether this is the first of several rows."""
+    above = text[:start].rstrip("\n").rpartition("\n")[2]
+    below = text[end:].removeprefix("\n").partition("\n")[0]
+    return _CELL in text[start:end] and _CELL in below and _CELL not in above
 
 
 def _coverage(asked: set[str], found: Sequence[Sentence]) -> Scores:

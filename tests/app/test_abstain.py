@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app import answer
-from app.answer import coverage, is_relevant
+from app.answer import by_clause, coverage, is_relevant
 from retrieval.types import Chunk, Hit
 
 RECORD = Path(__file__).parents[2] / "docs" / "decisions" / "0003-when-to-abstain.md"
@@ -33,6 +33,14 @@ def test_one_hit_must_hold_the_words_and_not_all_together():
     apart = [hit("The fern grows."), hit("Germination takes time.")]
     assert coverage("fern germination", apart, ("en",)) < 1
     assert coverage("fern germination", [hit("The fern's germination.")], ("en",)) == 1
+
+
+def test_each_clause_of_a_question_may_be_in_another_hit():
+    question = "How long does the fern germinate, and when does the vault open?"
+    apart = [hit("The fern germinates for long."), hit("The vault opens at nine.")]
+    assert coverage(question, apart, ("en",)) < by_clause(question, apart, ("en",)) == 1
+    assert by_clause(question, apart[:1], ("en",)) < 0.7  # half of what is asked is not there
+    assert by_clause("fern, and vault", apart, ("en",)) == coverage("fern, and vault", apart, ("en",))  # a list, not clauses
 
 
 def test_headings_hold_words_too():

@@ -59,7 +59,13 @@ async def test_a_hit_that_is_only_a_heading_is_better_than_nothing():
 async def test_one_row_answers_for_a_long_table():
     rows = [f"Ticket {number} | £{number}.50 | Seed Hall and herb garden and café" for number in range(40)]
     table = hit("Ticket | Price | Includes\n" + "\n".join(rows))
-    assert await chosen("What is the price of ticket 17?", table) == ["Ticket | Price | Includes", rows[17]]
+    assert await chosen("What is the price of ticket 17?", table) == [rows[17]]
+
+
+async def test_the_header_of_a_table_is_no_answer():
+    table = "Ticket | Price\nAdult | £9.50\nChild | £4.00"
+    assert (await chosen("What is the price of a ticket for an adult?", hit(table)))[0] == "Adult | £9.50"
+    assert await chosen("price of a ticket", hit("Ticket | Price")) == ["Ticket | Price"]
 
 
 async def test_a_text_without_any_stop_is_quoted_in_pieces():
