@@ -6,6 +6,7 @@
     │   ├── InvalidCollectionName
     │   ├── EmptyDocument
     │   ├── UnsupportedDocument
+    │   │   └── MissingProgram     names the command that installs it
     │   ├── DocumentTooLarge
     │   ├── UnreadableDocument
     │   ├── EncryptedDocument
@@ -71,6 +72,12 @@ class EmptyDocument(InvalidInput):
 
 class UnsupportedDocument(InvalidInput):
     code = "unsupported_document"
+
+
+class MissingProgram(UnsupportedDocument):
+    """The program that reads this format is not installed here; the message carries the command that installs it."""
+
+    code = "missing_program"
 
 
 class DocumentTooLarge(InvalidInput):

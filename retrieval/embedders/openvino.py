@@ -61,6 +61,8 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _MANIFEST = "manifest.json"
 
 Encode = Callable[[Sequence[str]], Matrix]
+Convert = Callable[[Path, Path], None]
+"""Takes the model's folder and an empty one; leaves there the converted model, or the reason why there is none."""
 
 
 class Refused(Exception):
@@ -83,11 +85,24 @@ class OpenVinoEngine:
     # with bf16, a server without). A precision that is not held to MIN_COSINE, such as int8, needs a name of its own.
     name = REFERENCE_NAME
 
-    def __init__(self, folder: ModelFolder, cache: Path, key: str) -> None:
-        """`key` is the model's fingerprint; below `cache` lies a folder for each converted model."""
+    def __init__(
+        self,
+        folder: ModelFolder,
+        cache: Path,
+        key: str,
+        *,
+        convert: Convert | None = None,
+        fallback: Callable[[Path], Engine] = TorchEngine,
+    ) -> None:
+        """`key` is the model's fingerprint; below `cache` lies a folder for each converted model.
+
+        `convert` puts a converted model into an empty folder, by default in a process of its own.
+        """
         self._folder = folder
         self._cache = cache
         self._key = key
+        self._convert = convert or convert_in_child
+        self._fallback = fallback
         self._encode: Encode | None = None
 
     def encode(self, texts: Sequence[str]) -> Matrix:
@@ -97,14 +112,13 @@ class OpenVinoEngine:
 
     def _load(self) -> Encode:
         try:
-            return open_converted(self._folder, self._cache, self._key)
+            return open_converted(self._folder, self._cache, self._key, self._convert)
         except (Refused, Damaged, ConversionFailed, OSError) as exc:
             logger.warning("%s runs on torch, which is slower: OpenVINO cannot be used (%s)", self._folder.name, exc)
-            engine: Engine = TorchEngine(self._folder.path)
-            return engine.encode
+            return self._fallback(self._folder.path).encode
 
 
-def open_converted(folder: ModelFolder, cache: Path, key: str) -> Encode:
+def open_converted(folder: ModelFolder, cache: Path, key: str, convert: Convert) -> Encode:
     """The model of `folder` ready to run, converted first if it is not below `cache` or is damaged there. Blocks.
 
     One process at a time: of several that start together, one converts and the others load what it wrote.
@@ -121,7 +135,7 @@ def open_converted(folder: ModelFolder, cache: Path, key: str) -> Encode:
                 return _open(folder, target)
             except Damaged as exc:
                 logger.warning("the converted model %s is damaged and is made again (%s)", target.name, exc)
-        _convert_in_child(folder, target)
+        _convert_into(target, folder, convert)
         return _open(folder, target)
 
 
@@ -233,7 +247,7 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
-def _convert_in_child(folder: ModelFolder, target: Path) -> None:
+def _convert_into(target: Path, folder: ModelFolder, convert: Convert) -> None:
     """Put the converted model, or the reason why there is none, where `target` is. The caller holds the lock."""
     for stale in target.parent.glob(f"{target.name}.part-*"):  # of a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
@@ -241,20 +255,21 @@ def _convert_in_child(folder: ModelFolder, target: Path) -> None:
     part.mkdir()
     logger.info("converting %s for OpenVINO, once: this takes up to a minute", folder.name)
     try:
-        _run_child(folder.path, part)
+        convert(folder.path, part)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _run_child(model: Path, part: Path) -> None:
+def convert_in_child(model: Path, part: Path, *, program: str = sys.executable) -> None:
+    """Convert by a Python of its own, `program`, so that this process never imports torch. Raises `ConversionFailed`."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [sys.executable, "-P", "-m", "retrieval.embedders.openvino", str(model), str(part)]
+    command = [program, "-P", "-m", "retrieval.embedders.openvino", str(model), str(part)]
     try:
         child = subprocess.run(  # noqa: S603 - our own module, and no shell
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=CONVERSION_SECONDS, check=False

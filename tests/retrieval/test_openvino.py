@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 
 from retrieval.embedders.folder import ModelFolder
 from retrieval.embedders.local import BUNDLED_MODEL, REFERENCE_NAME, LocalEmbedder, TorchEngine, open_local
+from retrieval.types import Matrix
 from tests.contracts.embedder_contract import TEXTS, EmbedderContract
 
 pytest.importorskip("openvino")
@@ -132,27 +135,32 @@ def zeros(target: Path) -> None:
     ],
     ids=["zeros", "half bin", "half xml", "no xml", "half manifest", "empty manifest", "no manifest"],
 )
-def test_a_damaged_conversion_is_made_again(damage, cache, folder, tmp_path, monkeypatch, caplog):
+def test_a_damaged_conversion_is_made_again(damage, cache, folder, tmp_path, caplog):
     good = converted(cache / "openvino")
 
     def copied(_, part):
         shutil.copytree(good, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("compiled"))
 
-    monkeypatch.setattr(openvino, "_run_child", copied)
-    OpenVinoEngine(folder, tmp_path, KEY).encode(["x"])
+    OpenVinoEngine(folder, tmp_path, KEY, convert=copied).encode(["x"])
     assert "damaged" not in caplog.text
     shutil.rmtree(converted(tmp_path) / "compiled")  # holds the weights once more, and is believed first
     damage(converted(tmp_path))
-    vectors = OpenVinoEngine(folder, tmp_path, KEY).encode(["x"])
+    vectors = OpenVinoEngine(folder, tmp_path, KEY, convert=copied).encode(["x"])
     assert vectors.shape == (1, 384)
     assert "is damaged and is made again" in caplog.text
     assert "torch" not in caplog.text
 
 
-@pytest.fixture
-def torch_stands_in(monkeypatch):
-    """The fallback without the seconds that torch takes."""
-    monkeypatch.setattr(TorchEngine, "encode", lambda self, texts: np.ones((len(texts), 384), np.float32))
+class Fallback:
+    """An engine in torch's place, without the seconds that torch takes."""
+
+    name = REFERENCE_NAME
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def encode(self, texts: Sequence[str]) -> Matrix:
+        return np.ones((len(texts), 384), np.float32)
 
 
 def test_a_conversion_that_falls_short_is_refused_with_its_figure(cache, folder):
@@ -161,31 +169,31 @@ def test_a_conversion_that_falls_short_is_refused_with_its_figure(cache, folder)
         openvino._check(BUNDLED, converted(cache / "openvino"), lambda texts: strangers)
 
 
-def test_a_refused_model_runs_on_torch_and_is_not_tried_again(folder, tmp_path, monkeypatch, torch_stands_in, caplog):
+def test_a_refused_model_runs_on_torch_and_is_not_tried_again(folder, tmp_path, caplog):
     tries = []
 
     def refused(_, part):
         tries.append(part)
         (part / "manifest.json").write_text(json.dumps({"refused": "cosine 0.98"}))
 
-    monkeypatch.setattr(openvino, "_run_child", refused)
     for _ in range(2):
-        assert OpenVinoEngine(folder, tmp_path, KEY).encode(["x", "y"]).shape == (2, 384)
+        engine = OpenVinoEngine(folder, tmp_path, KEY, convert=refused, fallback=Fallback)
+        assert engine.encode(["x", "y"]).tolist() == np.ones((2, 384)).tolist()
     assert len(tries) == 1
     assert caplog.text.count("runs on torch") == 2
     assert "cosine 0.98" in caplog.text
 
 
-def test_a_conversion_that_breaks_off_leaves_nothing_and_torch_runs(folder, tmp_path, monkeypatch, torch_stands_in, caplog):
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    assert OpenVinoEngine(folder, tmp_path, KEY).encode(["x"]).shape == (1, 384)
+def test_a_conversion_that_breaks_off_leaves_nothing_and_torch_runs(folder, tmp_path, caplog):
+    dies = partial(openvino.convert_in_child, program=shutil.which("false"))
+    engine = OpenVinoEngine(folder, tmp_path, KEY, convert=dies, fallback=Fallback)
+    assert engine.encode(["x"]).tolist() == np.ones((1, 384)).tolist()
     assert "ended with status 1" in caplog.text
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 async def test_without_openvino_torch_runs_and_it_is_said_once(monkeypatch, caplog, tmp_path):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "openvino" else found(name, *rest))
+    monkeypatch.setitem(sys.modules, "openvino", None)  # which is how Python notes that a module is absent
     for _ in range(2):
         embedder = await open_local(LOCAL, cache_dir=str(tmp_path))
         assert isinstance(embedder._engine, TorchEngine)
