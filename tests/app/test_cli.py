@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import psutil
 import pytest
 import typer.main
 
 from app.cli import cli
-from tests.services import free_ports, running_service
+from tests.services import MODELS, free_ports
 
 ROOT = Path(__file__).parents[2]
 VERBS = sorted(typer.main.get_command(cli).commands)
@@ -41,7 +37,7 @@ CONTRACT = {
 
 def environment(settings: dict[str, str]) -> dict[str, str]:
     ours = {key: value for key, value in os.environ.items() if not key.startswith("FOOTNOTE_")}
-    return {**ours, **{f"FOOTNOTE_{key}": value for key, value in settings.items()}}
+    return {**ours, "FOOTNOTE_MODELS_DIR": str(MODELS), **{f"FOOTNOTE_{key}": value for key, value in settings.items()}}
 
 
 def footnote(*arguments: str | Path | bytes, expect: int = 0, **settings: str) -> str:
@@ -286,65 +282,3 @@ def test_the_verbs_work_without_a_running_service(folder, tmp_path_factory):
     [answer] = lines("query", "When are apples red?", DATA_DIR=data)
     assert answer["citations"][0]["quote"].startswith("Apples are red in October")
     assert "there is no collection" in line("search", "x", "--collection", "absent", DATA_DIR=data, expect=1)
-
-
-# --- processes -------------------------------------------------------------------------------------------------------------
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 45) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [each for each in psutil.Process(process.pid).children() if not is_over(each) and "worker" in each.cmdline()]
-
-
-def is_over(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
-def test_a_killed_worker_is_started_again_and_sigterm_ends_all_with_exit_code_0(tmp_path):
-    with running_service(tmp_path) as service:
-        [first] = workers(service.process)
-        first.kill()
-        eventually(lambda: [each for each in workers(service.process) if each.pid != first.pid] != [])
-        eventually(lambda: service.log.read_text().count('"event": "worker_started"') >= 1)
-        [second] = workers(service.process)
-        began = time.monotonic()
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(timeout=30) == 0
-        assert time.monotonic() - began < 15
-        assert is_over(second)
-        assert "Traceback" not in service.log.read_text()
-
-
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    with running_service(tmp_path, workers="2") as service:
-        children = workers(service.process)
-        assert len(children) == 2
-        service.process.kill()
-        eventually(lambda: all(map(is_over, children)))
-
-
-def test_the_demo_shows_an_answer_and_ctrl_c_ends_it_with_exit_code_0(tmp_path):
-    output = tmp_path / "output"
-    with output.open("wb") as file:
-        command = [sys.executable, "-m", "app.cli", "serve", "--demo", "--port", "0"]
-        settings = environment({"DATA_DIR": str(tmp_path / "data")})
-        process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        eventually(lambda: "Stop with Ctrl-C." in output.read_text() or process.poll() is not None, 90)
-        children = workers(process)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
-        assert all(map(is_over, children))
-    finally:
-        process.kill()
-        process.wait()
-    text = output.read_text()
-    assert "[1]" in text
-    assert "API page:" in text
-    assert "Traceback" not in text

@@ -1,0 +1,77 @@
+"""The service as processes: the web server, its workers, and how all of them end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.services import MODELS, running_service
+
+ROOT = Path(__file__).parents[2]
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 45) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return [each for each in psutil.Process(process.pid).children() if not is_over(each) and "worker" in each.cmdline()]
+
+
+def is_over(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_killed_worker_is_started_again_and_sigterm_ends_all_with_exit_code_0(tmp_path):
+    with running_service(tmp_path) as service:
+        [first] = workers(service.process)
+        first.kill()
+        eventually(lambda: [each for each in workers(service.process) if each.pid != first.pid] != [])
+        eventually(lambda: service.log.read_text().count('"event": "worker_started"') >= 1)
+        [second] = workers(service.process)
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(timeout=30) == 0
+        assert time.monotonic() - began < 15
+        assert is_over(second)
+        assert "Traceback" not in service.log.read_text()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    with running_service(tmp_path, workers="2") as service:
+        children = workers(service.process)
+        assert len(children) == 2
+        service.process.kill()
+        eventually(lambda: all(map(is_over, children)))
+
+
+def test_the_demo_shows_an_answer_and_ctrl_c_ends_it_with_exit_code_0(tmp_path):
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        command = [sys.executable, "-m", "app.cli", "serve", "--demo", "--port", "0"]
+        ours = {key: value for key, value in os.environ.items() if not key.startswith("FOOTNOTE_")}
+        settings = {**ours, "FOOTNOTE_DATA_DIR": str(tmp_path / "data"), "FOOTNOTE_MODELS_DIR": str(MODELS)}
+        process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        eventually(lambda: "Stop with Ctrl-C." in output.read_text() or process.poll() is not None, 90)
+        children = workers(process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        assert all(map(is_over, children))
+    finally:
+        process.kill()
+        process.wait()
+    text = output.read_text()
+    assert "[1]" in text
+    assert "API page:" in text
+    assert "Traceback" not in text
