@@ -1,6 +1,6 @@
 """Cuts a parsed document into passages of the embedding model's size, at its titles, blocks, rows and sentences.
 
-The whole text is tokenised once; the size of any span is then the difference of two positions in that list. A passage
+Each section is tokenised once; the size of any span is then the difference of two positions in that list. A passage
 is an exact slice of the canonical text. What it needs to be understood alone (the titles above it, the header of its
 table) goes in front of the embedded text as `context`, never into the slice.
 """
@@ -11,19 +11,25 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ingest.parsers import Block, Parsed
+from ingest.parsers import SEPARATOR, Block, Parsed
 from retrieval.embedders import Tokenizer
 from retrieval.sentences import sentences
 
-_VERSION = 1
+_VERSION = 2
 """Part of every identity: raise it when the same settings begin to cut elsewhere."""
+BEST_SIZE = 160
+"""Tokens: longer passages show a reader more that does not answer, shorter ones part what belongs together (decision 0006)."""
 _RUN = 200_000
 """Characters tokenised at once: enough to be fast, little enough to be cheap in memory."""
+_LONG_SECTION = 20_000
+"""Characters after which a section ends with a block: a long document without titles can be cut before all of it is read."""
 _CHARACTERS_PER_TOKEN = 12
 """A passage has at most this many characters for each token: some tokenizers call any endless word one unknown token."""
+_LEADS = re.compile(r"\W*$|\s*(?:@|#|//|/\*|\*|--)")
+"""A line above the first of a function: a brace, a comment, a decorator."""
 _BLANK = re.compile(r"\n[ \t]*(?=\n)")
 
 
@@ -32,7 +38,7 @@ class Chunking:
     """How documents are cut: a setting of a collection, part of its generation's identity."""
 
     size: int = 0
-    """Tokens of a passage with its context; 0 for the model's window, which it never exceeds."""
+    """Tokens of a passage with its context, never more than the model's window; 0 for `BEST_SIZE`."""
     overlap: int = 0
     """Tokens that a passage may repeat from the one before where a section had to be cut, in whole sentences."""
     context: bool = True
@@ -49,6 +55,7 @@ class Piece:
 
     start: int
     end: int
+    text: str
     page: int | None
     headings: tuple[str, ...]
     """Titles above the text, outermost first, its own included."""
@@ -57,9 +64,44 @@ class Piece:
 
 def chunk(parsed: Parsed, tokenizer: Tokenizer, chunking: Chunking) -> list[Piece]:
     """Passages in order; every visible character is in one, none is empty, none exceeds the tokenizer's window."""
-    if not parsed.text.strip():
-        return []
-    return list(_Cutter(parsed, tokenizer, chunking).pieces())
+    chunker = Chunker(tokenizer, chunking)
+    return [*chunker.cut(parsed), *chunker.rest()]
+
+
+class Chunker:
+    """Cuts a document while it is read. Sections are cut one by one, so the passages are those of the whole document."""
+
+    def __init__(self, tokenizer: Tokenizer, chunking: Chunking) -> None:
+        self._tokenizer = tokenizer
+        self._chunking = chunking
+        self._open: Sequence[Block] = ()
+        """The last section, which may go on."""
+        self._path: tuple[Block, ...] = ()
+        """The titles in force at its text."""
+
+    def cut(self, portion: Parsed) -> Iterator[Piece]:
+        """Passages of the sections that are complete with the next portion of the document."""
+        shift = self._open[-1].end + len(SEPARATOR) if self._open else 0
+        blocks = (*self._open, *(block.moved(shift) for block in portion.blocks))
+        sections = list(_sections(blocks, self._path))
+        for section in sections[:-1]:
+            yield from self._section(blocks[section.first : section.last], section.path)
+        for section in sections[-1:]:
+            self._open, self._path = blocks[section.first :], section.path
+
+    def rest(self) -> Iterator[Piece]:
+        """Passages of the last section: the document ends here."""
+        if self._open:
+            yield from self._section(self._open, self._path)
+        self._open = ()
+
+    def _section(self, blocks: Sequence[Block], path: Sequence[Block]) -> Iterator[Piece]:
+        start = blocks[0].start
+        text = SEPARATOR.join(block.text for block in blocks)
+        local = tuple(block.moved(-start) for block in blocks)
+        above = tuple(title.moved(-start) for title in path)
+        for piece in _Cutter(text, local, above, self._tokenizer, self._chunking).pieces():
+            yield replace(piece, start=piece.start + start, end=piece.end + start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +114,17 @@ class _Section:
     """The titles in force at its text, its own included."""
 
 
-def _sections(blocks: Sequence[Block]) -> Iterator[_Section]:
-    path: list[Block] = []
+def _sections(blocks: Sequence[Block], above: Sequence[Block]) -> Iterator[_Section]:
+    """The sections of these blocks, which follow the titles `above`."""
+    path = list(above)
     first = 0
     for at, block in enumerate(blocks):
-        if block.kind != "title":
-            continue
-        if at > first and blocks[at - 1].kind != "title":
+        long = block.start - blocks[first].start > _LONG_SECTION
+        if (block.kind == "title" or long) and at > first and blocks[at - 1].kind != "title":
             yield _Section(first, at, tuple(path))
             first = at
+        if block.kind != "title":
+            continue
         path = [title for title in path if title.depth < block.depth]
         path.append(block)
     if first < len(blocks):
@@ -122,19 +166,22 @@ def _run_end(text: str, start: int) -> int:
 
 
 class _Cutter:
-    def __init__(self, parsed: Parsed, tokenizer: Tokenizer, chunking: Chunking) -> None:
-        self._text = parsed.text
-        self._blocks = parsed.blocks
-        self._starts = [block.start for block in parsed.blocks]
+    def __init__(
+        self, text: str, blocks: Sequence[Block], above: Sequence[Block], tokenizer: Tokenizer, chunking: Chunking
+    ) -> None:
+        self._text = text
+        self._blocks = blocks
+        self._above = above
+        self._starts = [block.start for block in blocks]
         self._tokenizer = tokenizer
         self._chunking = chunking
-        self._window = min(chunking.size or tokenizer.window, tokenizer.window)
-        self._tokens = _Tokens(parsed.text, tokenizer)
+        self._window = min(chunking.size or BEST_SIZE, tokenizer.window)
+        self._tokens = _Tokens(text, tokenizer)
         self._marks: tuple[int, list[list[int]]] = (-1, [])
         self._count: Callable[[str], int] = lru_cache(maxsize=1024)(lambda text: len(tokenizer.token_starts(text)))
 
     def pieces(self) -> Iterator[Piece]:
-        for section in _sections(self._blocks):
+        for section in _sections(self._blocks, self._above):
             yield from self._cut(section)
 
     def _cut(self, section: _Section) -> Iterator[Piece]:
@@ -142,7 +189,7 @@ class _Cutter:
         covered = start
         while covered < stop:
             context = self._context(section, start)
-            end = self._end(start, covered, stop, context)
+            end = self._end(section, start, covered, stop, context)
             if self._text[covered:end].strip():  # more than white space after what was repeated
                 yield self._piece(start, end, section, context)
             covered = end
@@ -151,16 +198,17 @@ class _Cutter:
     def _piece(self, start: int, end: int, section: _Section, context: str) -> Piece:
         body = self._text[start:end]
         first, last = end - len(body.lstrip()), start + len(body.rstrip())
-        page = self._blocks[max(bisect_right(self._starts, first) - 1, 0)].page
-        return Piece(first, last, page, tuple(title.text for title in section.path), context)
+        block = self._block(first)
+        headings = (*(title.text for title in section.path), *block.within)
+        return Piece(first, last, self._text[first:last], block.page, headings, context)
 
     # Where a piece ends
 
-    def _end(self, start: int, covered: int, stop: int, context: str) -> int:
+    def _end(self, section: _Section, start: int, covered: int, stop: int, context: str) -> int:
         """The best end after `covered` for a piece that begins at `start`, certain to fit the window."""
-        room = self._window - (self._count(context) + 1 if context else 0)
+        room = self._room(context)
         while True:
-            end = self._fitting_end(start, covered, stop, max(room, 1))
+            end = self._fitting_end(section, start, covered, stop, max(room, 1))
             body = self._text[start:end].strip()
             used = len(self._tokenizer.token_starts(f"{context}\n{body}" if context else body))
             if used <= self._window or end - covered <= 1:
@@ -171,22 +219,29 @@ class _Cutter:
             if room < 1:
                 stop = covered + max((end - covered) // 2, 1)
 
-    def _fitting_end(self, start: int, covered: int, stop: int, room: int) -> int:
+    def _room(self, context: str) -> int:
+        return self._window - (self._count(context) + 1 if context else 0)
+
+    def _fitting_end(self, section: _Section, start: int, covered: int, stop: int, room: int) -> int:
         limit = min(self._tokens.limit(start, room, stop), start + room * _CHARACTERS_PER_TOKEN)
         if limit >= stop:
             return stop
         least = covered + (limit - covered) // 2
-        for mark in self._ends_before(limit, least, covered):
+        for mark in self._ends_before(section, limit, least, covered):
             return mark
         return max(whole_character(self._text, limit, covered), covered + 1)
 
-    def _ends_before(self, limit: int, least: int, covered: int) -> Iterator[int]:
-        """Ends not beyond `limit`, the best first: of a block, of a sentence or row, of a line, of a word."""
+    def _ends_before(self, section: _Section, limit: int, least: int, covered: int) -> Iterator[int]:
+        """Ends not beyond `limit`, the best first: of a block, of a sentence or row, of a line, of a word.
+
+        A piece is half full at least, unless its next block is a function or a list that fits whole into the next piece.
+        """
         at = bisect_right(self._starts, limit) - 1
         block = self._blocks[at]
         if covered < block.end <= limit and block.kind != "title":
             yield block.end
-        if block.start > max(least, covered) and self._blocks[at - 1].kind != "title":
+        half = covered if block.kind in {"code", "list"} and self._fits(section, block) else max(least, covered)
+        if block.start > half and self._blocks[at - 1].kind != "title":
             yield block.start
         marks = self._inner_ends(at)
         for ends in marks:
@@ -202,6 +257,10 @@ class _Cutter:
         word = self._word_end(limit, covered)
         if word > covered:
             yield word
+
+    def _fits(self, section: _Section, block: Block) -> bool:
+        room = self._room(self._context(section, block.start))
+        return self._tokens.limit(block.start, room, block.end) == block.end
 
     def _word_end(self, limit: int, covered: int) -> int:
         text = self._text
@@ -247,24 +306,33 @@ class _Cutter:
     # What stands in front of a piece
 
     def _context(self, section: _Section, start: int) -> str:
-        """Titles above that are not in the piece itself, and the header of the table that it begins in."""
+        """Titles above that are not in the piece itself, and the first line of the table or function that it begins in."""
         if not self._chunking.context:
             return ""
         path = [title.text for title in section.path if title.start < start and title.end <= start]
+        path += self._block(start).within
         most = self._window // 4
         while len(path) > 1 and self._count(" > ".join(path)) > most:
             path.pop(0)
-        header = self._table_header(start)
-        lines = [line for line in (" > ".join(path), header) if line]
+        lines = [line for line in (" > ".join(path), self._opening(start)) if line]
         return self._shortened("\n".join(lines), most)
 
-    def _table_header(self, start: int) -> str:
-        at = bisect_right(self._starts, start) - 1
-        block = self._blocks[max(at, 0)]
-        if block.kind != "table" or not block.start < start < block.end:
+    def _opening(self, start: int) -> str:
+        """The header of the table, or the first line of the function, that is cut at `start`."""
+        block = self._block(start)
+        if block.kind not in {"table", "code"} or not block.start < start < block.end:
             return ""
-        header = block.text.partition("\n")[0]
-        return header if start >= block.start + len(header) else ""
+        end = block.start - 1
+        for line in block.text.split("\n"):
+            end += 1 + len(line)
+            if end > start:
+                break
+            if block.kind == "table" or not _LEADS.match(line):
+                return line.strip()
+        return ""
+
+    def _block(self, at: int) -> Block:
+        return self._blocks[max(bisect_right(self._starts, at) - 1, 0)]
 
     def _shortened(self, text: str, most: int) -> str:
         text = text[: most * _CHARACTERS_PER_TOKEN]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-from ingest.chunk import Chunking, Piece, chunk, whole_character
+from ingest.chunk import BEST_SIZE, Chunking, Piece, chunk, whole_character
 from ingest.parsers import Draft, Parsed, Receipt, assemble
 
 
@@ -57,7 +57,7 @@ def document(*drafts: tuple) -> Parsed:
 
 def check(parsed: Parsed, pieces: list[Piece], tokenizer: Words | MiniLM, chunking: Chunking) -> None:
     """All that is promised of any cut."""
-    limit = min(chunking.size or tokenizer.window, tokenizer.window)
+    limit = min(chunking.size or BEST_SIZE, tokenizer.window)
     covered = bytearray(len(parsed.text))
     for before, piece in zip([None, *pieces], pieces, strict=False):
         body = parsed.text[piece.start : piece.end]
@@ -158,6 +158,30 @@ def test_code_is_cut_at_blank_lines() -> None:
     assert all(body.endswith("return 1") for body in bodies(parsed, chunk(parsed, Words(50), Chunking())))
 
 
+def test_the_rest_of_a_function_is_found_by_its_first_line() -> None:
+    body = "\n".join(f"    total += price_{at} * count_{at}" for at in range(20))
+    parsed = document(("code", f"# adds up\n@cache\ndef total(cart):\n{body}", None, 0, None, ("class Shop",)))
+    pieces = chunk(parsed, Words(60), Chunking())
+    assert len(pieces) > 2
+    assert pieces[0].context == "class Shop"
+    assert {piece.context for piece in pieces[1:]} == {"class Shop\ndef total(cart):"}
+    assert {piece.headings for piece in pieces} == {("class Shop",)}
+
+
+SIZES = st.lists(st.tuples(st.sampled_from(["text", "code", "list"]), st.integers(1, 25)), min_size=1, max_size=12)
+
+
+@given(SIZES, st.sampled_from([8, 12, 20]))
+@settings(max_examples=200, deadline=None)
+def test_functions_and_lists_that_fit_are_never_cut(sizes: list[tuple[str, int]], window: int) -> None:
+    parsed = document(*((kind, "\n".join(f"w{at}" for at in range(size))) for kind, size in sizes))
+    pieces = chunk(parsed, Words(window), Chunking())
+    check(parsed, pieces, Words(window), Chunking())
+    for block in parsed.blocks:
+        if block.kind != "text" and len(Words(window).token_starts(block.text)) <= window:
+            assert any(piece.start <= block.start and block.end <= piece.end for piece in pieces)
+
+
 def test_overlap_repeats_whole_sentences_where_a_section_had_to_be_cut() -> None:
     parsed = document(("text", " ".join(f"Sentence {at} here." for at in range(30))), ("title", "T", None, 1), ("text", "end"))
     chunking = Chunking(overlap=8)
@@ -211,11 +235,12 @@ def test_endless_text_is_cut_in_linear_time(text: str, seconds: float) -> None:
     check(parsed, pieces, MINILM, Chunking())
 
 
-def test_a_real_model_gets_full_pieces_and_never_too_much() -> None:
+@pytest.mark.parametrize(("chunking", "least"), [(Chunking(size=254), 200), (Chunking(), 125)])
+def test_a_real_model_gets_full_pieces_and_never_too_much(chunking: Chunking, least: int) -> None:
     sentence = "Retrieval-augmented generation finds passages first; Überraschung, it costs 3.5 % — naïve? "
     drafts = [draft for at in range(40) for draft in (("title", f"Section {at}", at, 1), ("text", sentence * 20, at))]
     parsed = document(*drafts)
-    pieces = chunk(parsed, MINILM, Chunking())
-    check(parsed, pieces, MINILM, Chunking())
+    pieces = chunk(parsed, MINILM, chunking)
+    check(parsed, pieces, MINILM, chunking)
     sizes = sorted(len(MINILM.token_starts(parsed.text[piece.start : piece.end])) for piece in pieces)
-    assert sizes[len(sizes) // 2] > 200
+    assert sizes[len(sizes) // 2] > least
