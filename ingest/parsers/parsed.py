@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["title", "text", "list", "table", "code"]
@@ -29,12 +30,25 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class Bookmark:
+    """Where the reading of a long document goes on."""
+
+    done: int
+    """Pages read."""
+    pages: int
+    known: Any
+    """What the parser learnt and wants to be told again."""
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """What a parser reads."""
 
     data: bytes
     name: str
     options: Options = Options()
+    bookmark: Bookmark | None = None
+    """Where an earlier portion ended; None for the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +78,12 @@ class Block:
     depth: int = 0
     """1 for the outermost titles and growing; 0 for all that is no title."""
     bbox: Box | None = None
+    within: tuple[str, ...] = ()
+    """What it is part of where no title says so, outermost first: the class of a method."""
+
+    def moved(self, by: int) -> Block:
+        """The same block of a text that begins so many characters earlier."""
+        return replace(self, start=self.start + by, end=self.end + by) if by else self
 
 
 class Draft(NamedTuple):
@@ -74,6 +94,7 @@ class Draft(NamedTuple):
     page: int | None = None
     depth: int = 0
     bbox: Box | None = None
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +123,33 @@ class Receipt:
     """Images whose text, if any, was not read."""
     ocr_pages: int = 0
     ocr_confidence: float | None = None
-    """Mean confidence of the words that were recognised, 0 to 100; None if none were."""
+    """Mean confidence of the words on the pages that were recognised, 0 to 100; None if none were."""
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     needs_attention: str | None = None
     """What a person should know before relying on this document, with a hint; None if all is well."""
+
+    def __add__(self, later: Receipt) -> Receipt:
+        """Of two portions of one document."""
+        ocr_pages = self.ocr_pages + later.ocr_pages
+        confidence = (self.ocr_confidence or 0.0) * self.ocr_pages + (later.ocr_confidence or 0.0) * later.ocr_pages
+        return replace(
+            self,
+            replaced_characters=self.replaced_characters + later.replaced_characters,
+            removed_characters=self.removed_characters + later.removed_characters,
+            pages=None if self.pages is None else self.pages + (later.pages or 0),
+            pages_without_text=self.pages_without_text + later.pages_without_text,
+            page_characters=self.page_characters + later.page_characters,
+            characters=self.characters + later.characters,
+            tables_seen=self.tables_seen + later.tables_seen,
+            tables=self.tables + later.tables,
+            images_skipped=self.images_skipped + later.images_skipped,
+            ocr_pages=ocr_pages,
+            ocr_confidence=round(confidence / ocr_pages, 1) if ocr_pages else None,
+            notes=self.notes + later.notes,
+            seconds=round(self.seconds + later.seconds, 3),
+            needs_attention=self.needs_attention or later.needs_attention,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -121,6 +164,8 @@ class Parsed:
     blocks: tuple[Block, ...]
     receipt: Receipt
     parts: tuple[Part, ...] = ()
+    rest: Bookmark | None = None
+    """Where to go on, if this is only a portion of the document."""
 
 
 def clean(text: str) -> tuple[str, int]:
@@ -141,7 +186,7 @@ def assemble(drafts: Iterable[Draft], receipt: Receipt) -> Parsed:
             continue
         start = position + len(SEPARATOR) if blocks else 0
         position = start + len(text)
-        blocks.append(Block(draft.kind, text, start, position, draft.page, draft.depth, draft.bbox))
+        blocks.append(Block(draft.kind, text, start, position, draft.page, draft.depth, draft.bbox, draft.within))
     whole = SEPARATOR.join(block.text for block in blocks)
     tables = sum(block.kind == "table" for block in blocks)
     counted = replace(
@@ -152,6 +197,17 @@ def assemble(drafts: Iterable[Draft], receipt: Receipt) -> Parsed:
         removed_characters=receipt.removed_characters + removed,
     )
     return Parsed(whole, tuple(blocks), counted)
+
+
+def join(portions: Sequence[Parsed]) -> Parsed:
+    """The portions of a document, in order, as one."""
+    blocks: list[Block] = []
+    for portion in portions:
+        shift = blocks[-1].end + len(SEPARATOR) if blocks else 0
+        blocks += (block.moved(shift) for block in portion.blocks)
+    text = SEPARATOR.join(portion.text for portion in portions if portion.text)
+    receipt = replace(reduce(Receipt.__add__, (portion.receipt for portion in portions)), characters=len(text))
+    return Parsed(text, tuple(blocks), receipt, tuple(part for portion in portions for part in portion.parts))
 
 
 def _outer_blank_lines_off(text: str) -> str:

@@ -1,0 +1,102 @@
+"""The passages of a document for one generation, cut and embedded while the document is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ingest.chunk import Chunker, Chunking, Piece
+from ingest.parsers import Parsed
+from retrieval.analysis import analyze, guess_language
+from retrieval.embedders import Embedder, Tokenizer
+from retrieval.types import Chunk, EmbeddedChunk, chunk_id
+
+EMBED_BATCH = 64
+LANGUAGE_SAMPLE = 4000
+"""Characters: more does not change the guess."""
+
+Progress = Callable[[str, int, int | None], None]
+"""Takes the stage, and how much of what total is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One version of a document, as far as indexing it needs to know."""
+
+    id: str
+    collection: str
+    name: str
+    version: int
+    sha256: str
+    media_type: str
+    metadata: Mapping[str, Any]
+
+    def place(self) -> dict[str, Any]:
+        """What the ledger keeps of it."""
+        return {"version": self.version, "sha256": self.sha256, "media_type": self.media_type}
+
+
+class Passages:
+    """Grows with each portion of the document that is added."""
+
+    def __init__(self, source: Source, embedder: Embedder, chunking: Chunking, progress: Progress) -> None:
+        self.embedded: list[EmbeddedChunk] = []
+        self.language: str | None = None
+        self.tokens = 0
+        self.tokens_cut = 0
+        self._source = source
+        self._embedder = embedder
+        self._chunker = Chunker(embedder.tokenizer, chunking)
+        self._progress = progress
+        self._pages = 0
+
+    async def add(self, portion: Parsed) -> None:
+        """Embed what is complete with the next portion, and, if it is the last one, all the rest."""
+        if self.language is None:
+            self.language = await asyncio.to_thread(guess_language, portion.text[:LANGUAGE_SAMPLE])
+        pieces = await asyncio.to_thread(self._cut, portion)
+        before, pages = self._pages, portion.receipt.pages or 0
+        self._pages += pages
+        total = portion.rest.pages if portion.rest else self._pages or len(pieces)
+        for first in range(0, len(pieces), EMBED_BATCH):
+            self._progress("embedding", before + first * (pages or len(pieces)) // len(pieces), total)
+            await self._embed(pieces[first : first + EMBED_BATCH])
+        if portion.rest:
+            self._progress("reading", self._pages, total)
+
+    def _cut(self, portion: Parsed) -> list[Piece]:
+        pieces = list(self._chunker.cut(portion))
+        return pieces if portion.rest else [*pieces, *self._chunker.rest()]
+
+    async def _embed(self, pieces: Sequence[Piece]) -> None:
+        texts = [f"{piece.context}\n{piece.text}" if piece.context else piece.text for piece in pieces]
+        vectors = await self._embedder.embed_documents(texts)
+        tokenizer = self._embedder.tokenizer
+        terms, counts = await asyncio.to_thread(_terms, texts, self.language, tokenizer)
+        self.tokens += sum(counts)
+        self.tokens_cut += sum(max(0, count - tokenizer.window) for count in counts)
+        for piece, vector, words in zip(pieces, vectors, terms, strict=True):
+            self.embedded.append(EmbeddedChunk(self._chunk(piece), vector, words))
+
+    def _chunk(self, piece: Piece) -> Chunk:
+        source = self._source
+        return Chunk(
+            id=chunk_id(source.id, source.version, piece.start, piece.end, piece.text),
+            document_id=source.id,
+            document_name=source.name,
+            position=len(self.embedded),
+            text=piece.text,
+            start=piece.start,
+            end=piece.end,
+            page=piece.page,
+            headings=piece.headings,
+            language=self.language,
+            metadata=source.metadata,
+        )
+
+
+def _terms(texts: Sequence[str], language: str | None, tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
+    """The words of each text for keyword search, and its length in the model's tokens."""
+    return [" ".join(analyze(text, language)) for text in texts], [len(tokenizer.token_starts(text)) for text in texts]
