@@ -27,10 +27,11 @@ COPY app app
 RUN uv pip install --no-deps .
 
 FROM ${PYTHON_IMAGE}
-# Scans without a text layer need it: docker build --build-arg OCR=true
-ARG OCR=false
-RUN if [ "$OCR" = true ]; then \
-      apt-get update && apt-get install -y --no-install-recommends tesseract-ocr && rm -rf /var/lib/apt/lists/*; \
+# Scans and images need tesseract (other languages: tesseract-ocr-deu …), .doc .ppt .odp need LibreOffice, 280 MB of the image.
+# What is left out is refused at the door: docker build --build-arg PROGRAMS=tesseract-ocr
+ARG PROGRAMS="tesseract-ocr libreoffice-writer-nogui libreoffice-impress-nogui"
+RUN if [ -n "$PROGRAMS" ]; then \
+      apt-get update && apt-get install -y --no-install-recommends $PROGRAMS && rm -rf /var/lib/apt/lists/*; \
     fi
 # The id is a number so that Kubernetes can see that it is not root.
 RUN useradd --system --uid 10001 --no-create-home --home-dir /tmp footnote && install -d -o 10001 -g 10001 /data

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import multiprocessing
 import os
-import signal
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from importlib import import_module
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from ingest.parsers import DEFAULTS, Options, Parsed, parse
+from ingest.files import disk_errors
+from ingest.parsers import DEFAULTS, Bookmark, Options, Parsed, Part, finish, parse_portion
+from ingest.parsers.sandbox import enter, give_back_memory, limit_memory, resident_bytes
 from retrieval.errors import Overloaded, ParseTimeout, UnreadableDocument
 
 T = TypeVar("T")
 
 _TASKS_PER_PROCESS = 100
 """After so many documents a process is replaced (0.1 s), so that what parsers leak is bounded."""
+_MAX_GROWTH = 256 * 1024 * 1024
+"""And earlier when it keeps so many bytes more than it had at first."""
 _CLOSED = "The service is stopping; try again when it is back."
-_PR_SET_PDEATHSIG = 1
+
+
+class _Tasks(int):
+    """A number of tasks that is used up early in a process that has grown too large.
+
+    After each task Pebble asks, in the process that did it, whether this is more than were done; if not, it ends the process
+    in peace and starts another.
+    """
+
+    idle_bytes = 0
+
+    def __gt__(self, done: int) -> bool:
+        return super().__gt__(done) and resident_bytes() - self.idle_bytes < _MAX_GROWTH
 
 
 class ParserPool:
@@ -54,27 +69,50 @@ class ParserPool:
         # Forking the service would copy its threads' locks; the fork server is a small process that has the parsers loaded.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["ingest.parsers.preload"])
-        return ProcessPool(max_workers=self._workers, max_tasks=_TASKS_PER_PROCESS, initializer=_start_worker, context=context)
+        return ProcessPool(
+            max_workers=self._workers, max_tasks=_Tasks(_TASKS_PER_PROCESS), initializer=_start_worker, context=context
+        )
 
     async def warm(self) -> None:
         """Start the processes, so that the first document does not wait for them (1 to 2 s)."""
         await self._run(_ready)
 
-    async def parse(self, path: Path, name: str, media_type: str) -> Parsed:
-        """Parse the file at `path`. Cancelling kills the parse.
+    async def parse(self, path: Path, name: str, media_type: str, parts: Path | None = None) -> Parsed:
+        """Parse the file at `path`. Cancelling kills the parse. Raises as `portions` does, and `EmptyDocument`."""
+        return finish([portion async for portion in self.portions(path, name, media_type, parts)], name)
 
-        Raises `ParseTimeout`, `ParseMemoryExceeded`, and what `ingest.parsers.parse` raises; `UnreadableDocument` also
-        when the file crashes its parser.
+    async def portions(self, path: Path, name: str, media_type: str, parts: Path | None = None) -> AsyncGenerator[Parsed]:
+        """Parse the file at `path` portion by portion, each within the time limit, and one ahead of the caller.
+
+        The bytes of the files within it are left in the folder `parts` as files named 0, 1, 2 … in the order of
+        `Parsed.parts`, which come without them and with the first portion; where no folder is named, they are dropped.
+
+        Raises `ParseTimeout`, `ParseMemoryExceeded`, and what `ingest.parsers.parse_portion` raises; `UnreadableDocument`
+        also when the file crashes its parser.
         """
+        coming: asyncio.Task[Parsed] | None = asyncio.create_task(self._portion(path, name, media_type, None, parts))
         try:
-            return await self._run(_parse_file, str(path), name, media_type, self._options, self._memory)
+            while coming is not None:
+                portion = await coming
+                rest = portion.rest
+                coming = asyncio.create_task(self._portion(path, name, media_type, rest, parts)) if rest else None
+                yield portion
+        finally:
+            if coming is not None:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+
+    async def _portion(self, path: Path, name: str, media_type: str, bookmark: Bookmark | None, parts: Path | None) -> Parsed:
+        where = f"{name} (from page {bookmark.done + 1:,})" if bookmark else name
+        try:
+            return await self._run(_parse_file, path, name, media_type, self._options, bookmark, self._memory, parts)
         except FutureTimeoutError as error:
             raise ParseTimeout(
-                f"{name} could not be read within {self._timeout:g} s. Split it, or save it in a simpler format."
+                f"{where} could not be read within {self._timeout:g} s. Split it, or save it in a simpler format."
             ) from error
         except ProcessExpired as error:
             raise UnreadableDocument(
-                f"{name} made its parser crash (exit code {error.exitcode}). "
+                f"{where} made its parser crash (exit code {error.exitcode}). "
                 "It is damaged, or needs too much memory: open and save it again."
             ) from error
 
@@ -124,37 +162,35 @@ def _ready() -> None:
     return None
 
 
-def _parse_file(path: str, name: str, media_type: str, options: Options, memory_bytes: int) -> Parsed:
-    _limit_memory(memory_bytes)
+def _parse_file(
+    path: Path,
+    name: str,
+    media_type: str,
+    options: Options,
+    bookmark: Bookmark | None,
+    memory_bytes: int,
+    parts: Path | None,
+) -> Parsed:
+    limit_memory(memory_bytes)
     try:
-        return parse(Path(path).read_bytes(), name, media_type, options)
+        parsed = parse_portion(path.read_bytes(), name, media_type, options, bookmark)
+        return replace(parsed, parts=_unloaded(parsed.parts, parts))
     finally:
-        _give_back_memory()
+        give_back_memory()
+
+
+def _unloaded(parts: Sequence[Part], folder: Path | None) -> tuple[Part, ...]:
+    """Parts without their bytes, which may be too many for the pipe between two processes."""
+    if folder is not None:
+        with disk_errors():
+            for number, part in enumerate(parts):
+                (folder / str(number)).write_bytes(part.data)
+    return tuple(replace(part, data=b"") for part in parts)
 
 
 def _start_worker() -> None:
-    """In each new process: die with the parent, lead an own session, load the parsers."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setsid()  # programs that a parser starts can be killed with it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    # A worker dies with the fork server, and that when nobody holds this any more: not when the worker itself does.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # noqa: SLF001
+    enter()
     import_module("ingest.parsers.preload")  # done already where the fork server could
-
-
-def _limit_memory(extra: int) -> None:
-    """Allow `extra` bytes on top of what the process has now; absolute limits fail as soon as a large library is loaded."""
-    if sys.platform != "linux":  # other systems do not enforce it
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    wanted = pages * resource.getpagesize() + extra
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-
-
-def _give_back_memory() -> None:
-    """glibc keeps what a large document took until it is asked."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    _Tasks.idle_bytes = resident_bytes()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from multiprocessing import spawn
 
+from PIL import Image
+
 from ingest.parsers.elements import load
 from ingest.parsers.media import FORMATS
 
@@ -12,6 +14,8 @@ for each in FORMATS.values():
     import_module(each.parser.partition(":")[0])
 import_module("charset_normalizer")
 import_module("python_calamine")
+import_module("trafilatura")
+Image.init()
 load()
 
 

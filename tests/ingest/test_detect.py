@@ -6,7 +6,36 @@ import zipfile
 import pytest
 
 from ingest.parsers import FORMATS, HEAD_BYTES, detect
-from ingest.parsers.media import CODE, DOCX, HTML, MAIL, ODS, PDF, PPTX, TEXT, XLS, XLSX, XML
+from ingest.parsers.media import (
+    BMP,
+    CODE,
+    DOC,
+    DOCX,
+    EPUB,
+    GIF,
+    HTML,
+    JPEG,
+    MAIL,
+    MBOX,
+    MSG,
+    ODP,
+    ODS,
+    ODT,
+    ORG,
+    PDF,
+    PNG,
+    PPT,
+    PPTX,
+    RST,
+    RTF,
+    TEXT,
+    TIFF,
+    WEBP,
+    XLS,
+    XLSX,
+    XML,
+    ZIP,
+)
 from retrieval.errors import (
     DocumentTooLarge,
     EmptyDocument,
@@ -15,9 +44,10 @@ from retrieval.errors import (
     UnreadableDocument,
     UnsupportedDocument,
 )
+from tests.ingest.programs import require
 
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(50)
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(50)
 
 
 def archive(*names: str, first: tuple[str, str] | None = None) -> bytes:
@@ -33,6 +63,7 @@ def archive(*names: str, first: tuple[str, str] | None = None) -> bytes:
 WORD = archive("[Content_Types].xml", "_rels/.rels", "word/document.xml")
 SLIDES = archive("[Content_Types].xml", "ppt/presentation.xml")
 SHEET = archive("[Content_Types].xml", "xl/workbook.xml")
+BOOK = archive("META-INF/container.xml", first=("mimetype", EPUB))
 SHEET_ODS = archive("content.xml", first=("mimetype", ODS))
 
 
@@ -65,9 +96,35 @@ def kind(name: str, data: bytes, declared: str | None = None) -> str:
         ("a.ods", SHEET_ODS, ODS),
         ("a.xls", OLE, XLS),
         ("BMW.txt", b"BMW builds cars", TEXT),
+        ("a.rst", b"Title\n=====\n", RST),
+        ("a.org", b"* Title\n", ORG),
+        ("a.mbox", b"From a@example.org Sat Jan  1 00:00:00 2000\nSubject: x\n\nhello", MBOX),
+        ("a.rtf", b"{\\rtf1 hello}", RTF),
+        ("rtf_named.doc", b"{\\rtf1 hello}", RTF),
+        ("a.doc", OLE, DOC),
+        ("a.ppt", OLE, PPT),
+        ("a.msg", OLE, MSG),
+        ("noext", OLE + "__properties_version1.0".encode("utf-16-le"), MSG),
+        ("slides_named.doc", OLE + "PowerPoint Document".encode("utf-16-le"), PPT),
+        ("with_sheet.doc", OLE + "Workbook WordDocument".encode("utf-16-le"), DOC),
+        ("a.odt", archive("content.xml", first=("mimetype", ODT)), ODT),
+        ("packed_by_hand.odt", archive("content.xml", "META-INF/manifest.xml"), ODT),
+        ("odp_named.zip", archive("content.xml", first=("mimetype", ODP)), ODP),
+        ("a.epub", BOOK, EPUB),
+        ("packed_by_hand.epub", archive("META-INF/container.xml"), EPUB),
+        ("a.zip", archive("a.txt"), ZIP),
+        ("noext", archive("a.txt"), ZIP),
+        ("png_named.pdf", PICTURE, PNG),
+        ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(90), JPEG),
+        ("a.gif", b"GIF89a" + bytes(90), GIF),
+        ("a.tif", b"II*\0" + bytes(90), TIFF),
+        ("big.tiff", b"MM\0+" + bytes(90), TIFF),
+        ("a.bmp", b"BM" + bytes(90), BMP),
+        ("a.webp", b"RIFF\0\0\0\0WEBP" + bytes(90), WEBP),
     ],
 )
 def test_content_and_name_decide_together(name: str, data: bytes, expected: str) -> None:
+    require(FORMATS[expected].program)
     assert kind(name, data) == expected
 
 
@@ -77,8 +134,7 @@ def test_content_and_name_decide_together(name: str, data: bytes, expected: str)
         ("a.txt", b"", EmptyDocument, "empty"),
         ("a.txt", b" \n\t\r\n" * 9, EmptyDocument, "empty"),
         ("a.txt", b"\xef\xbb\xbf", EmptyDocument, "empty"),
-        ("a.pdf", PNG, UnsupportedDocument, "PNG image"),
-        ("photo.jpg", b"\xff\xd8\xff\xe0" + bytes(90), UnsupportedDocument, "JPEG image"),
+        ("a.heic", bytes(4) + b"ftypheic" + bytes(90), UnsupportedDocument, ".jpg"),
         ("a.docx", b"MZ" + bytes(range(256)) * 9, UnsupportedDocument, "program"),
         ("a.txt", b"\x7fELF\x02\x01", UnsupportedDocument, "program"),
         ("a.bin", bytes(range(256)) * 9, UnsupportedDocument, "Supported are .txt"),
@@ -88,9 +144,12 @@ def test_content_and_name_decide_together(name: str, data: bytes, expected: str)
         ("a.eml", b"no header at all", UnreadableDocument, "right name"),
         ("a.docx", archive("a.txt"), UnsupportedDocument, "Unpack it"),
         ("a.docx", OLE, EncryptedDocument, "password"),
-        ("a.doc", OLE, UnsupportedDocument, "Save it as .docx"),
-        ("a.epub", archive("x", first=("mimetype", "application/epub+zip")), UnsupportedDocument, ".html or .pdf"),
-        ("a.rtf", b"{\\rtf1 hello}", UnsupportedDocument, "Save it as .docx"),
+        ("a.pages", archive("Index/Document.iwa"), UnsupportedDocument, "Unpack it"),
+        ("noext", OLE, UnsupportedDocument, "newer format"),
+        ("a.doc", bytes(range(256)) * 9, UnreadableDocument, "right name"),
+        ("a.rtf", b"only text", UnreadableDocument, "right name"),
+        ("a.png", bytes(range(256)) * 9, UnreadableDocument, "right name"),
+        ("a.mbox", b"Subject: no line that begins a message", UnreadableDocument, "right name"),
         ("a.txt.gz", b"\x1f\x8b\x08" + bytes(range(128, 256)), UnsupportedDocument, "Unpack it"),
     ],
 )
