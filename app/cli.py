@@ -100,7 +100,7 @@ def ingest(
     url: Url = None,
     json_: Json = False,
 ) -> None:
-    """Add files and folders; unchanged files are skipped."""
+    """Add files and folders; unchanged files are skipped. What is in archives and mails is added too."""
     from app.client import batches, find_files, open_client
     from app.show import progress, summary
 
@@ -117,7 +117,7 @@ def ingest(
                 sent: list[dict[str, Any]] = []
                 for batch in batches(files):
                     sent += await client.upload(batch, collection=collection, metadata=metadata)
-                    seen(len(sent))
+                    seen(len(sent), len(files))
             if url and not wait:
                 return sent
             with progress("ingesting", len(sent)) as seen:
@@ -174,15 +174,23 @@ def search(
 
 @cli.command(epilog="Example: footnote documents --status failed")
 def documents(
+    document_id: Annotated[
+        str | None, typer.Argument(help="Show what was read of this one, and what not.", metavar="ID", show_default=False)
+    ] = None,
     collection: Annotated[str | None, typer.Option("--collection", "-c", help="Only of this collection.")] = None,
     status: Annotated[str | None, typer.Option(help="queued, processing, ready, needs_attention, failed or deleting.")] = None,
+    part_of: Annotated[str | None, typer.Option(help="Only what came out of this archive or mail.", metavar="ID")] = None,
     url: Url = None,
     json_: Json = False,
 ) -> None:
-    """List documents, newest first."""
-    from app.show import table
+    """List documents, newest first; or show one with its receipt."""
+    from app.show import document, table
 
-    found = _list("/documents", "documents", url, collection=collection, status=status)
+    if document_id is not None:
+        one = _call("GET", f"/documents/{quote(document_id, safe='')}", url)
+        _print_lines([one]) if json_ else document(one)
+        return
+    found = _list("/documents", "documents", url, collection=collection, status=status, parent=part_of)
     _print_lines(found) if json_ else table(found, ["id", "name", "collection", "status", "chunks", "size", "updated_at"])
 
 
@@ -258,7 +266,7 @@ def reindex(
     embedder: Annotated[
         str | None, typer.Option(help="Build with this embedding model and keep it for the collection.")
     ] = None,
-    chunk_size: Annotated[int | None, typer.Option(help="Tokens per chunk; 0 for what the embedding model takes.")] = None,
+    chunk_size: Annotated[int | None, typer.Option(help="Tokens per chunk; 0 for the default.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only count and estimate.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Build anew even if nothing changed.")] = False,
     url: Url = None,

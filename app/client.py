@@ -81,25 +81,42 @@ class Client:
         return documents
 
     async def settle(
-        self, documents: Sequence[dict[str, Any]], seconds: float | None, seen: Callable[[int], None]
+        self, documents: Sequence[dict[str, Any]], seconds: float | None, seen: Callable[[int, int], None]
     ) -> list[dict[str, Any]]:
-        """Wait until each document is settled (at most `seconds`), telling `seen` how many are; gives their last state."""
+        """Wait until each document and what came out of it is settled (at most `seconds`); gives the last state of all.
+
+        `seen` is told how many are settled, of how many.
+        """
         deadline = time.monotonic() + seconds if seconds is not None else None
-        state = {document["id"]: document for document in documents if document["id"]}
         refused = [document for document in documents if not document["id"]]
+        state = {document["id"]: document for document in documents if document["id"]}
+        for document in [*state.values()]:  # a duplicate's parts may still be on their way from an upload before
+            state |= {part["id"]: part async for part in self._parts(document) if part["status"] in UNFINISHED}
         waiting = {i for i, document in state.items() if document["status"] in UNFINISHED}
         while waiting:
             for document_id in list(waiting)[:200]:
                 state[document_id] = {**state[document_id], **await self.call("GET", f"/documents/{document_id}")}
                 if state[document_id]["status"] not in UNFINISHED:
                     waiting.discard(document_id)
-            seen(len(documents) - len(waiting))
+                    parts = {part["id"]: part async for part in self._parts(state[document_id])}
+                    state |= parts
+                    waiting |= {i for i, part in parts.items() if part["status"] in UNFINISHED}
+            seen(len(state) - len(waiting), len(state))
             if waiting and deadline is not None and time.monotonic() > deadline:
                 break
             if waiting:
                 await asyncio.sleep(0.2)
-        seen(len(documents) - len(waiting))
+        seen(len(state) - len(waiting), len(state))
         return [*refused, *state.values()]
+
+    async def _parts(self, document: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """What came out of a document, at any depth; `document` is as an upload or as a listing shows it."""
+        receipt = document.get("receipt") or document
+        if receipt.get("parts"):
+            async for part in self.pages("/documents", "documents", parent=document["id"]):
+                yield part
+                async for inner in self._parts(part):
+                    yield inner
 
     async def settle_job(self, job_id: str, seen: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Wait for a job's end, showing each state on the way."""

@@ -41,7 +41,7 @@ async def _ingest(client: Client) -> None:
     out.print(
         f"Ingesting {len(sent)} samples ..." if not all(d["duplicate"] for d in sent) else "The samples are here already."
     )
-    summary(await client.settle(sent, 300, lambda _: None))
+    summary(await client.settle(sent, 300, lambda *_: None))
 
 
 def _no_settings() -> Settings:

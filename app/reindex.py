@@ -34,7 +34,7 @@ async def _reindex(client: Client, name: str, body: dict[str, Any]) -> dict[str,
             "summary": f"{name}: {size} to embed by {plan['embedder']} ({why}), about {plan['estimated_seconds']} s",
         }
     with progress(f"reindexing {name}", plan["documents"]) as seen:
-        job = await client.settle_job(plan["job_id"], lambda state: seen(state["done"]))
+        job = await client.settle_job(plan["job_id"], lambda state: seen(state["done"], plan["documents"]))
     if job["state"] == "succeeded":
         return {**plan, "state": "succeeded", "summary": f"{name}: {size} now embedded by {plan['embedder']} ({why})"}
     detail = (job["error"] or {}).get("detail", job["state"])

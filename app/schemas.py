@@ -142,6 +142,9 @@ class IngestedDocument(Model):
     status: DocumentStatus
     job_id: str | None
     duplicate: bool = Field(description="the same bytes under the same name were here already")
+    parts: int = Field(
+        0, description="documents that came out of it, as far as it was read; `GET /documents?parent=` lists them"
+    )
     error: Error | None = None
 
 
@@ -149,8 +152,40 @@ class IngestResponse(Model):
     documents: list[IngestedDocument]
 
 
+class Receipt(BaseModel):
+    """What was read of a document and what was not, by what, and how long it took."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)  # one of another version may hold more, or less
+
+    parser: str = Field(description="the program that read the file", examples=["pypdfium2 5.1.0"])
+    media_type: str = ""
+    encoding: str | None = Field(None, description="of a text; null for a binary format")
+    replaced_characters: int = Field(0, description="bytes that were no valid text, now U+FFFD")
+    removed_characters: int = Field(0, description="control characters and the like")
+    characters: int = Field(0, description="of the canonical text")
+    pages: int | None = Field(None, description="pages, slides or sheets; null where the format has none")
+    pages_without_text: int = Field(0, description="pages on which nothing was read, neither as text nor by OCR")
+    page_characters: list[int] = Field([], description="characters on each page")
+    ocr_pages: int = Field(0, description="pages that were read as images")
+    ocr_confidence: float | None = Field(None, description="mean over the recognised words, 0 to 100")
+    tables_seen: int = Field(0, description="tables that the file holds, as far as its format says")
+    tables: int = Field(0, description="tables kept as rows")
+    images_skipped: int = Field(0, description="images whose text, if any, was not read")
+    parts: int = Field(0, description="files within it that became documents: `GET /documents?parent=` lists them")
+    chunks: int = 0
+    tokens: int = Field(0, description="of all chunks with their contexts, as the embedding model counts")
+    tokens_cut: int = Field(
+        0, description="tokens beyond the embedding model's window, so in no vector; the chunker keeps it 0"
+    )
+    seconds: float = Field(0.0, description="to read the file")
+    stages: dict[str, float] = Field({}, description="seconds by stage, waiting included: reading, embedding, storing")
+    notes: list[str] = Field([], description="what else is worth knowing, in plain words")
+    needs_attention: str | None = Field(None, description="why this document cannot be relied on, and what to do")
+
+
 class DocumentOut(Model):
     id: str
+    parent_id: str | None = Field(description="the document that this one came out of, as an attachment comes out of a mail")
     name: str
     collection: str
     status: DocumentStatus
@@ -161,7 +196,7 @@ class DocumentOut(Model):
     sha256: str
     metadata: dict[str, Any]
     chunks: int
-    receipt: dict[str, Any] | None = Field(description="what was read, and what was not")
+    receipt: Receipt | None = Field(description="of the newest version that was read; null while there is none")
     error: Error | None
     job_id: str
     created_at: str
@@ -199,9 +234,10 @@ class JobOut(Model):
 class CollectionIn(Model):
     name: CollectionName = Field(examples=["reports"])
     chunk_size: int | None = Field(
-        None, strict=True, ge=0, le=8192, description="tokens per chunk; 0 for what the embedding model takes"
+        None, strict=True, ge=0, le=8192, description="tokens per chunk; 0 for 160, or the model's window where that is less"
     )
     chunk_overlap: int | None = Field(None, strict=True, ge=0, le=1024)
+    chunk_context: bool | None = Field(None, strict=True, description="embed titles and table headers with the chunks below")
 
 
 class CollectionOut(Model):
@@ -212,6 +248,7 @@ class CollectionOut(Model):
     embedder: str | None
     chunk_size: int
     chunk_overlap: int
+    chunk_context: bool
     created_at: str
 
 
@@ -243,6 +280,7 @@ class ReindexRequest(Model):
     plan: bool = Field(False, strict=True, description="only count and estimate")
     chunk_size: int | None = Field(None, strict=True, ge=0, le=8192)
     chunk_overlap: int | None = Field(None, strict=True, ge=0, le=1024)
+    chunk_context: bool | None = Field(None, strict=True, description="embed titles and table headers with the chunks below")
 
 
 class ReindexResponse(Model):

@@ -72,9 +72,15 @@ class Settings(BaseModel):
     )
 
     chunk_size: int = Field(
-        0, ge=0, le=8192, description="tokens per chunk of new collections; 0 for what the embedding model takes"
+        0,
+        ge=0,
+        le=8192,
+        description="tokens per chunk of new collections; 0 for 160, or the model's window where that is less",
     )
     chunk_overlap: int = Field(0, ge=0, le=1024, description="tokens that neighbouring chunks of new collections share")
+    chunk_context: bool = Field(
+        True, description="embed each chunk of new collections with the titles above it and its table's header"
+    )
 
     max_file_mb: int = Field(100, ge=1, description="largest single document")
     max_request_mb: int = Field(500, ge=1, description="largest request body")

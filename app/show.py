@@ -6,14 +6,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from app.doctor import Finding
+if TYPE_CHECKING:
+    from app.doctor import Finding  # the whole service, which a verb with --url need not load
 
 PIPE_WIDTH = 10_000
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -22,13 +23,13 @@ CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127, *range(128, 160)), "�
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar; call what it gives with how many are done."""
+def progress(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar; call what it gives with how many are done, of how many."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
         task = bars.add_task(what, total=total)
-        yield lambda done: bars.update(task, completed=done)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
@@ -49,6 +50,44 @@ def summary(documents: Sequence[dict[str, Any]]) -> None:
             out.print(f"{document['status']:<16} {escape(_cell(document['name']))}: {escape(_cell(reason))}")
     counts = Counter("unchanged" if document.get("duplicate") else document["status"] for document in documents)
     out.print(", ".join(f"{count} {state.replace('_', ' ')}" for state, count in counts.most_common()))
+
+
+def document(found: dict[str, Any]) -> None:
+    """One document: what it is, what was read of it, and why it cannot be relied on."""
+    rows = [(name, found[name]) for name in ("id", "name", "collection", "status", "version", "media_type", "size")]
+    if found["parent_id"]:
+        rows.append(("part of", found["parent_id"]))
+    rows += _receipt_rows(found["receipt"]) if found["receipt"] else []
+    if reason := _reason(found):
+        rows.append(("reason", reason))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        out.print(f"[bold]{name:<{width}}[/bold]  {escape(_cell(value))}")
+
+
+def _receipt_rows(receipt: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The lines of a receipt that say something about this kind of file."""
+    rows = [("parser", receipt["parser"])]
+    if receipt["encoding"]:
+        replaced, removed = receipt["replaced_characters"], receipt["removed_characters"]
+        rows.append(("encoding", f"{receipt['encoding']}, {replaced:,} characters replaced, {removed:,} removed"))
+    if receipt["pages"] is not None:
+        rows.append(("pages", f"{receipt['pages']:,}, {receipt['pages_without_text']:,} without text"))
+    if receipt["ocr_pages"]:
+        sure = "no word recognised" if receipt["ocr_confidence"] is None else f"confidence {receipt['ocr_confidence']:g} of 100"
+        rows.append(("ocr", f"{receipt['ocr_pages']:,} pages, {sure}"))
+    rows.append(("text", f"{receipt['characters']:,} characters in {receipt['chunks']:,} chunks"))
+    rows.append(("tokens", f"{receipt['tokens']:,}, {receipt['tokens_cut']:,} cut off"))
+    if receipt["tables_seen"]:
+        rows.append(("tables", f"{receipt['tables']:,} kept of {receipt['tables_seen']:,}"))
+    if receipt["images_skipped"]:
+        rows.append(("images", f"{receipt['images_skipped']:,} not read"))
+    if receipt["parts"]:
+        rows.append(("parts", f"{receipt['parts']:,} documents"))
+    if receipt["stages"]:
+        rows.append(("seconds", ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in receipt["stages"].items())))
+    rows += [("note", note) for note in receipt["notes"]]
+    return rows
 
 
 def answer(found: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ class Service:
     @property
     def chunking(self) -> Chunking:
         """Of new collections."""
-        return Chunking(size=self.settings.chunk_size, overlap=self.settings.chunk_overlap)
+        return _chunking(self.settings)
 
 
 @asynccontextmanager
@@ -94,8 +94,11 @@ async def open_worker(service: Service) -> AsyncIterator[Worker]:
 async def _ensure_default(catalog: Catalog, settings: Settings) -> None:
     """The collection that is meant where none is named is always there: asking it before the first upload is no error."""
     if not await catalog.has_collection(DEFAULT_COLLECTION):
-        chunking = Chunking(size=settings.chunk_size, overlap=settings.chunk_overlap)
-        await catalog.create_collection(DEFAULT_COLLECTION, chunking=chunking)
+        await catalog.create_collection(DEFAULT_COLLECTION, chunking=_chunking(settings))
+
+
+def _chunking(settings: Settings) -> Chunking:
+    return Chunking(size=settings.chunk_size, overlap=settings.chunk_overlap, context=settings.chunk_context)
 
 
 def _open_files(settings: Settings) -> Files:

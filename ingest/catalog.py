@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from time import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.chunk import Chunking
 from ingest.database import Database, new_id
+from ingest.documents import below, blob_lock, cancel_queued, remove, require_originals
 from ingest.filter_keys import type_name
 from ingest.records import (
     Accepted,
@@ -30,10 +32,10 @@ from retrieval.types import Metadata
 
 RETIRED_SECONDS = 60
 """How long a retired generation stays in the store, for the queries that had begun on it."""
-
-
-class OriginalVanished(Exception):
-    """A deletion removed the same bytes between their upload and `accept`: put them again."""
+MAX_DEPTH = 4
+"""An archive holds a mailbox, it a message, this a forwarded message, and that an attachment; nothing deeper is read."""
+MAX_PARTS = 10_000
+"""How many documents may come out of one upload, at all depths together."""
 
 
 class Catalog:
@@ -104,6 +106,7 @@ class Catalog:
             "dimension": dimension,
             "chunk_size": chunking.size,
             "chunk_overlap": chunking.overlap,
+            "chunk_context": chunking.context,
         }
         async with self.database.writing() as connection:
             await self.database.lock(connection, f"collection:{collection}")
@@ -158,6 +161,7 @@ class Catalog:
                 "embedder": embedder,
                 "chunk_size": generation.chunk_size,
                 "chunk_overlap": generation.chunk_overlap,
+                "chunk_context": generation.chunk_context,
             }
             await connection.execute(sa.update(collections).where(collections.c.name == generation.collection).values(**values))
         return []
@@ -221,7 +225,7 @@ class Catalog:
         """Write the documents and their jobs in one transaction; from here on they cannot be lost.
 
         `request` is an idempotency key with the request's fingerprint: the same pair gives the first answer again, the
-        same key with another fingerprint raises `IdempotencyConflict`. Raises `OriginalVanished` (see there).
+        same key with another fingerprint raises `IdempotencyConflict`. Raises `OriginalVanished`.
         """
         check_collection_name(collection)
         async with self.database.writing() as connection:
@@ -236,15 +240,9 @@ class Catalog:
                 return [Accepted(**item) for item in earlier["response"]]
             await self._ensure_collection(connection, collection, chunking)
             accepted = [await self._accept_one(connection, collection, upload) for upload in uploads]
-            for upload in uploads:
-                await self.database.lock(connection, f"blob:{upload.sha256}")
-                if not exists(upload.sha256):
-                    raise OriginalVanished
+            await require_originals(self.database, connection, uploads, exists)
             if request:
-                response = [
-                    {"id": a.id, "name": a.name, "status": a.status, "job_id": a.job_id, "duplicate": a.duplicate}
-                    for a in accepted
-                ]
+                response = [asdict(each) for each in accepted]
                 await connection.execute(
                     sa.insert(requests).values(key=request[0], fingerprint=request[1], response=response, created_at=time())
                 )
@@ -263,18 +261,14 @@ class Catalog:
         collection: str | None = None,
         status: str | None = None,
         name: str | None = None,
+        parent: str | None = None,
         ids: Sequence[str] | None = None,
         limit: int,
         cursor: str | None = None,
     ) -> list[Document]:
         """Newest first; `cursor` is the last id of the page before."""
-        where: list[sa.ColumnElement[bool]] = []
-        if collection is not None:
-            where.append(documents.c.collection == collection)
-        if status is not None:
-            where.append(documents.c.status == status)
-        if name is not None:
-            where.append(documents.c.name == name)
+        wanted = {"collection": collection, "status": status, "name": name, "parent_id": parent}
+        where = [documents.c[column] == value for column, value in wanted.items() if value is not None]
         if ids is not None:
             where.append(documents.c.id.in_(ids))
         if cursor is not None:
@@ -282,33 +276,51 @@ class Catalog:
         return await self._documents(sa.and_(sa.true(), *where), limit=limit)
 
     async def delete_document(self, document_id: str) -> str:
-        """Mark a document as going and queue its removal; gives the job's id. Asking again gives the same job."""
+        """Mark a document as going, with all that came out of it, and queue their removal; gives the document's own job.
+
+        Asking again gives the same job.
+        """
+        found = sa.select(documents).where(documents.c.id == document_id)
         async with self.database.writing() as connection:
-            row = await self._row(connection, sa.select(documents).where(documents.c.id == document_id).with_for_update())
+            row = await self._row(connection, found)
             if row is None:
                 raise DocumentNotFound(f"there is no document {document_id!r}; GET /documents lists them")
-            if row["status"] == "deleting":
-                return str(row["job_id"])
-            await self._cancel_queued(connection, document_id)
-            job_id = await self._queue(connection, "delete", row["collection"], document_id, row["version"])
-            values = {"status": "deleting", "key": document_id, "job_id": job_id, "updated_at": time()}
-            await connection.execute(sa.update(documents).where(documents.c.id == document_id).values(**values))
-        return job_id
+            await self.database.lock(connection, f"collection:{row['collection']}")  # no part may be added meanwhile
+            await remove(connection, [document_id])
+            return str((await self._one(connection, found))["job_id"])
+
+    async def parts_below(self, document_id: str) -> list[str]:
+        """Ids of all documents that came out of this one, at any depth."""
+        async with self.database.reading() as connection:
+            return list((await connection.execute(sa.select(below([document_id]).c.id))).scalars())
+
+    async def room_for_parts(self, document_id: str) -> int:
+        """How many documents may come out of this one: none if it lies too deep, else what its upload has not used up."""
+        async with self.database.reading() as connection:
+            root, depth = document_id, 0
+            while (parent := await self._parent(connection, root)) is not None:
+                root, depth = parent, depth + 1
+            if depth >= MAX_DEPTH:
+                return 0
+            used = await self._count_below(connection, root)
+            replaced = await self._count_below(connection, document_id)
+        return max(0, MAX_PARTS - used + replaced)
 
     async def live_source(self, document_id: str) -> dict[str, Any] | None:
-        """The version of a document that readers see: id, name, version, sha256, media_type, metadata; or None."""
+        """The version of a document that readers see: id, collection, name, version, sha256, media_type, metadata; or None."""
         joined = documents.join(collections, collections.c.name == documents.c.collection).join(
             entries, sa.and_(entries.c.document_id == documents.c.id, entries.c.generation_id == collections.c.live_generation)
         )
         held = (entries.c.version, entries.c.sha256, entries.c.media_type)
-        query = sa.select(documents.c.id, documents.c.name, documents.c.metadata, *held).select_from(joined)
+        own = (documents.c.id, documents.c.collection, documents.c.name, documents.c.metadata)
+        query = sa.select(*own, *held).select_from(joined)
         async with self.database.reading() as connection:
             return await self._row(connection, query.where(documents.c.id == document_id, documents.c.status != "deleting"))
 
     async def remove_blob(self, sha256: str, remove: Callable[[], Any]) -> None:
         """Call `remove` if nothing refers to these bytes, while nobody can begin to."""
         async with self.database.writing() as connection:
-            await self.database.lock(connection, f"blob:{sha256}")
+            await self.database.lock(connection, blob_lock(sha256))
             used = sa.union_all(
                 sa.select(documents.c.id).where(documents.c.sha256 == sha256),
                 sa.select(entries.c.document_id).where(sa.or_(entries.c.sha256 == sha256, entries.c.text_key == sha256)),
@@ -338,19 +350,21 @@ class Catalog:
             "metadata": dict(upload.metadata),
         }
         if row is not None and is_same(row, upload) and row["status"] != "failed":
-            return Accepted(row["id"], upload.name, row["status"], row["job_id"], duplicate=True)
+            parts = (row["receipt"] or {}).get("parts", 0)
+            return Accepted(row["id"], upload.name, row["status"], row["job_id"], duplicate=True, parts=parts)
         document_id = row["id"] if row else new_id("doc")
         version = row["version"] + 1 if row else 1
-        await self._cancel_queued(connection, document_id)
-        job_id = await self._queue(connection, "ingest", collection, document_id, version)
-        values = {**fresh, "version": version, "status": "queued", "error": None, "job_id": job_id, "updated_at": now}
+        await cancel_queued(connection, [document_id])
+        job = new_job("ingest", collection, document_id=document_id, version=version)
+        await connection.execute(sa.insert(jobs).values(**job))
+        values = {**fresh, "version": version, "status": "queued", "error": None, "job_id": job["id"], "updated_at": now}
         if row:
             await connection.execute(sa.update(documents).where(documents.c.id == document_id).values(**values))
         else:
             names = {"id": document_id, "collection": collection, "key": upload.name, "name": upload.name, "created_at": now}
             await connection.execute(sa.insert(documents).values(**names, **values))
         await self._note_keys(connection, collection, upload.metadata)
-        return Accepted(document_id, upload.name, "queued", job_id, duplicate=False)
+        return Accepted(document_id, upload.name, "queued", job["id"], duplicate=False)
 
     async def _note_keys(self, connection: AsyncConnection, collection: str, metadata: Metadata) -> None:
         for key, value in metadata.items():
@@ -358,18 +372,6 @@ class Catalog:
             known = sa.select(metadata_keys).where(*(metadata_keys.c[name] == item for name, item in row.items()))
             if await self._row(connection, known) is None:
                 await connection.execute(sa.insert(metadata_keys).values(**row))
-
-    async def _cancel_queued(self, connection: AsyncConnection, document_id: str) -> None:
-        queued = sa.and_(jobs.c.document_id == document_id, jobs.c.state == "queued")
-        error = {"code": "superseded", "detail": "a newer version or a deletion took its place", "retryable": False}
-        await connection.execute(sa.update(jobs).where(queued).values(state="cancelled", error=error, finished_at=time()))
-
-    async def _queue(
-        self, connection: AsyncConnection, kind: str, collection: str, document_id: str | None, version: int
-    ) -> str:
-        row = new_job(kind, collection, document_id=document_id, version=version)
-        await connection.execute(sa.insert(jobs).values(**row))
-        return str(row["id"])
 
     async def _ensure_collection(self, connection: AsyncConnection, name: str, chunking: Chunking) -> Collection:
         row = await self._row(connection, sa.select(collections).where(collections.c.name == name))
@@ -380,6 +382,7 @@ class Catalog:
                 "embedder": None,
                 "chunk_size": chunking.size,
                 "chunk_overlap": chunking.overlap,
+                "chunk_context": chunking.context,
                 "created_at": time(),
             }
             await connection.execute(sa.insert(collections).values(**row))
@@ -434,6 +437,15 @@ class Catalog:
         query = sa.select(documents, *held).select_from(joined).where(where).order_by(documents.c.id.desc()).limit(limit)
         async with self.database.reading() as connection:
             return [document_of(row) for row in (await connection.execute(query)).mappings()]
+
+    async def _count_below(self, connection: AsyncConnection, document_id: str) -> int:
+        query = sa.select(sa.func.count()).select_from(below([document_id]))
+        return int((await connection.execute(query)).scalar_one())
+
+    async def _parent(self, connection: AsyncConnection, document_id: str) -> str | None:
+        query = sa.select(documents.c.parent_id).where(documents.c.id == document_id)
+        found: str | None = (await connection.execute(query)).scalar()
+        return found
 
     @staticmethod
     async def _row(connection: AsyncConnection, query: Any) -> dict[str, Any] | None:

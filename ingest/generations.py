@@ -114,4 +114,4 @@ def schema_of(embedder: Embedder) -> str:
 
 
 def _chunking(collection: Collection) -> Chunking:
-    return Chunking(size=collection.chunk_size, overlap=collection.chunk_overlap)
+    return Chunking(size=collection.chunk_size, overlap=collection.chunk_overlap, context=collection.chunk_context)

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.database import Database
-from ingest.records import Entry, Generation, new_job
+from ingest.documents import SUPERSEDED, below, replace_parts, require_originals
+from ingest.records import Entry, Generation, Upload, new_job
 from ingest.schema import collections, documents, entries, generations, jobs
 from retrieval.errors import JobNotCancellable, JobNotFound
 
 FINAL = ("succeeded", "failed", "dead", "cancelled")
-SUPERSEDED = {"code": "superseded", "detail": "a newer version or a deletion took its place", "retryable": False}
 Outcome = Literal["settled", "superseded", "moved"]
 
 
@@ -123,12 +123,21 @@ class Jobs:
             if not result.rowcount:
                 raise LeaseLost
 
-    async def settle_ingest(self, job: Job, written: Sequence[Entry], source: Mapping[str, Any]) -> Outcome:
-        """Record what was written of a document's newest version, and end the job; all in one transaction.
+    async def settle_ingest(
+        self,
+        job: Job,
+        written: Sequence[Entry],
+        source: Mapping[str, Any],
+        parts: Sequence[Upload] = (),
+        *,
+        exists: Callable[[str], bool] = lambda _: True,
+    ) -> Outcome:
+        """Record what was written of a document's newest version and what came out of it, and end the job; all at once.
 
-        `source` has the document's new `status`, `receipt`, `version`, `sha256` and `media_type`. "superseded": the document
+        `source` has the document's new `status`, `receipt`, `version`, `sha256` and `media_type`; `parts` take the place of
+        the version's before, named within the document, their bytes stored as `exists` tells. "superseded": the document
         has a newer version or is going, so nothing of this may stay. "moved": readers follow a generation that `written`
-        lacks, so write there too and settle again. Raises `LeaseLost`.
+        lacks, so write there too and settle again. Raises `LeaseLost` and `OriginalVanished`.
         """
         async with self.database.writing() as connection:
             await self.database.lock(connection, f"collection:{job.collection}")
@@ -142,8 +151,11 @@ class Jobs:
                 return "moved"
             for entry in written:
                 await self._write_entry(connection, row["id"], entry, source)
-            values = {"status": source["status"], "receipt": source["receipt"], "error": None, "updated_at": self.clock()}
+            values = {name: source[name] for name in ("status", "receipt", "media_type")}
+            values.update(error=None, updated_at=self.clock())
             await connection.execute(sa.update(documents).where(documents.c.id == row["id"]).values(**values))
+            await require_originals(self.database, connection, parts, exists)
+            await replace_parts(connection, row, parts)
             await self._end(connection, job, "succeeded")
         return "settled"
 
@@ -276,7 +288,10 @@ class Jobs:
             return [_job(row) for row in (await connection.execute(query.order_by(jobs.c.id.desc()).limit(limit))).mappings()]
 
     async def unfinished(self, job_ids: Sequence[str]) -> int:
-        query = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.id.in_(job_ids), jobs.c.state.not_in(FINAL))
+        """How many of these jobs are not at their end, and of those for the documents that came out of theirs."""
+        tree = below(sa.select(jobs.c.document_id).where(jobs.c.id.in_(job_ids)))
+        these = sa.or_(jobs.c.id.in_(job_ids), jobs.c.document_id.in_(sa.select(tree.c.id)))
+        query = sa.select(sa.func.count()).select_from(jobs).where(these, jobs.c.state.not_in(FINAL))
         async with self.database.reading() as connection:
             return int((await connection.execute(query)).scalar_one())
 

@@ -1,35 +1,30 @@
-"""The story of a document: bytes, parsed, chunked, embedded, stored; and of its removal, and of a whole re-index."""
+"""The story of a document: bytes, read and embedded portion by portion, stored; its removal; and a whole re-index."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from ingest.catalog import Catalog
-from ingest.chunk import Piece, chunk
+from ingest.catalog import MAX_DEPTH, MAX_PARTS, Catalog
 from ingest.files import Files
 from ingest.generations import Generations
-from ingest.jobs import Job, Jobs
-from ingest.parsers import Parsed
+from ingest.jobs import Job, Jobs, Outcome
+from ingest.parsers import HEAD_BYTES, Parsed, detect
 from ingest.parsers.isolation import ParserPool
-from ingest.records import Document, Entry, Generation
-from retrieval.analysis import analyze, guess_language
+from ingest.parts import UNKNOWN, keep_parts
+from ingest.passages import Passages, Progress, Source
+from ingest.reading import Reading
+from ingest.records import Document, Entry, Generation, Upload
 from retrieval.embedders import Embedder
 from retrieval.errors import DocumentNotFound, FootnoteError
 from retrieval.stores import VectorStore
-from retrieval.types import Chunk, EmbeddedChunk, chunk_id
-
-EMBED_BATCH = 64
-LANGUAGE_SAMPLE = 4000
-"""Characters: more does not change the guess."""
 
 NO_TEXT = "no text was found in it, so no question can find it; if it shows text, it may be an image of text"
-
-Progress = Callable[[str, int, int | None], None]
-"""Takes the stage, and how much of what total is done."""
 
 
 class ReindexIncomplete(FootnoteError):
@@ -38,16 +33,30 @@ class ReindexIncomplete(FootnoteError):
     code = "reindex_incomplete"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One version of a document, as far as indexing it needs to know."""
+class Stopwatch:
+    """Passes progress on, and knows how long each stage took; a stage may come more than once."""
 
-    id: str
-    name: str
-    version: int
-    sha256: str
-    media_type: str
-    metadata: Mapping[str, Any]
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._seconds: dict[str, float] = {}
+        self._stage, self._since = "", time.perf_counter()
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if stage != self._stage:
+            self._count()
+            self._stage = stage
+        self._progress(stage, done, total)
+
+    def seconds(self) -> dict[str, float]:
+        """Of each stage so far."""
+        self._count()
+        return {stage: round(seconds, 3) for stage, seconds in self._seconds.items()}
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        if self._stage:
+            self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._since
+        self._since = now
 
 
 class Pipeline:
@@ -81,22 +90,27 @@ class Pipeline:
         if document is None or document.version != job.version or document.status == "deleting":
             await self.jobs.settle_ingest(job, [], {})
             return
-        source = Source(document.id, document.name, document.version, document.sha256, document.media_type, document.metadata)
-        parsed, text_key = await self._parse(source, progress)
-        collection = await self.catalog.collection(document.collection)
-        written: dict[str, Entry] = {}
-        outcome = "moved"
-        while outcome == "moved":
-            for generation, embedder in await self.generations.targets(collection):
-                if generation.id not in written:
-                    written[generation.id] = await self._index(source, parsed, text_key, generation, embedder, progress)
-            held = max(entry.chunks for entry in written.values())
-            outcome = await self.jobs.settle_ingest(job, list(written.values()), _settled(source, parsed, held))
+        source = await asyncio.to_thread(self._source, document)
+        watch = Stopwatch(progress)
+        with self.files.scratch() as scratch:
+            async with self._reading(source, watch, scratch) as reading:
+                written = await self._write(source, reading, {}, watch)
+                parsed = await reading.whole()
+            async with self._stored_parts(source, parsed, scratch) as parts:
+                while (outcome := await self._settle(job, source, parsed, parts, written, watch)) == "moved":
+                    written = await self._write(source, reading, written, watch)
         if outcome == "superseded":
+            await self._discard(parts)
             await self._forget_if_gone(job, written)
 
     async def delete(self, job: Job) -> None:
-        """Remove a document from every generation, then from the catalog, then its bytes unless another has the same."""
+        """Remove a document from every generation, then from the catalog, then its bytes unless another has the same.
+
+        It goes after all that came out of it, so that the end of its job is the end of them all.
+        """
+        if await self.jobs.unfinished([job.id]) > 1:
+            await self.jobs.release(job, after=0.1, stage="deleting parts")
+            return
         for generation in await self.catalog.generations(job.collection):
             await self.store.replace(generation.index, {str(job.document_id): []})
         for sha256 in await self.jobs.settle_delete(job):
@@ -110,10 +124,10 @@ class Pipeline:
             await self.jobs.succeed(job)  # the collection or the document went away meanwhile
             return
         source = Source(**live)
-        parsed, text_key = await self._parse(source, progress)
         embedder = await self.generations.embedder(generation.embedder)
-        entry = await self._index(source, parsed, text_key, generation, embedder, progress)
-        if await self.jobs.settle_rebuild(job, entry, _settled(source, parsed, entry.chunks)) == "superseded":
+        async with self._reading(source, progress, None) as reading:
+            entry = await self._index(source, reading, generation, embedder, progress)
+        if await self.jobs.settle_rebuild(job, entry, source.place()) == "superseded":
             await self._forget_if_gone(job, {generation.id: entry})
 
     async def reindex(self, job: Job) -> None:
@@ -146,7 +160,8 @@ class Pipeline:
         await self.jobs.release(job, after=0.5, stage="rebuilding", done=states.get("succeeded", 0), total=sum(states.values()))
 
     async def housekeep(self) -> None:
-        """Drop generations that no query reads any more."""
+        """Drop generations that no query reads any more, and files that nobody finishes."""
+        await asyncio.to_thread(self.files.sweep)
         for generation in await self.catalog.retired():
             await self.store.drop(generation.index)
             await self.catalog.forget_generation(generation.id)
@@ -157,34 +172,78 @@ class Pipeline:
         except DocumentNotFound:
             return None
 
-    async def _parse(self, source: Source, progress: Progress) -> tuple[Parsed, str]:
-        progress("parsing", 0, None)
-        parsed = await self.parsers.parse(self.files.path("originals", source.sha256), source.name, source.media_type)
-        return parsed, await self.files.put_text(parsed.text)
+    def _source(self, document: Document) -> Source:
+        """The newest version; of a part that was nothing we knew, its type now, or the reason why there is none. Blocks."""
+        media_type = document.media_type
+        if media_type == UNKNOWN:
+            with self.files.path("originals", document.sha256).open("rb") as file:
+                media_type = detect(document.name, file.read(HEAD_BYTES), document.size)
+        held = (document.id, document.collection, document.name, document.version, document.sha256)
+        return Source(*held, media_type, document.metadata)
+
+    @asynccontextmanager
+    async def _reading(self, source: Source, progress: Progress, scratch: Path | None) -> AsyncIterator[Reading]:
+        """The document, read while the block goes on; files within it are left in `scratch`."""
+        progress("reading", 0, None)
+        original = self.files.path("originals", source.sha256)
+        async with aclosing(self.parsers.portions(original, source.name, source.media_type, scratch)) as portions:
+            yield Reading(source.name, portions)
+
+    async def _write(
+        self, source: Source, reading: Reading, written: Mapping[str, Entry], progress: Progress
+    ) -> dict[str, Entry]:
+        """What was `written` and what generations that readers follow now, or will, lacked of the document."""
+        collection = await self.catalog.collection(source.collection)
+        now = dict(written)
+        for generation, embedder in await self.generations.targets(collection):
+            if generation.id not in now:
+                now[generation.id] = await self._index(source, reading, generation, embedder, progress)
+        return now
+
+    @asynccontextmanager
+    async def _stored_parts(self, source: Source, parsed: Parsed, scratch: Path) -> AsyncIterator[list[Upload]]:
+        """Files within the document, as many as there is room for, in the file store; if the block fails, they go again."""
+        parts: list[Upload] = []
+        try:
+            if parsed.parts:
+                room = await self.catalog.room_for_parts(source.id)
+                await asyncio.to_thread(keep_parts, parts, parsed.parts[:room], scratch, self.files, source.metadata)
+            yield parts
+        except BaseException:
+            await self._discard(parts)
+            raise
+
+    async def _discard(self, parts: Sequence[Upload]) -> None:
+        for part in parts:
+            await self.catalog.remove_blob(part.sha256, partial(self.files.discard, part.sha256))
+
+    async def _settle(
+        self,
+        job: Job,
+        source: Source,
+        parsed: Parsed,
+        parts: Sequence[Upload],
+        written: Mapping[str, Entry],
+        watch: Stopwatch,
+    ) -> Outcome:
+        entries = list(written.values())
+        settled = _settled(source, parsed, parts, max(entries, key=lambda entry: entry.chunks), watch.seconds())
+        return await self.jobs.settle_ingest(job, entries, settled, parts, exists=self.files.has_original)
 
     async def _index(
-        self, source: Source, parsed: Parsed, text_key: str, generation: Generation, embedder: Embedder, progress: Progress
+        self, source: Source, reading: Reading, generation: Generation, embedder: Embedder, progress: Progress
     ) -> Entry:
-        progress("chunking", 0, None)
-        pieces = await asyncio.to_thread(chunk, parsed, embedder.tokenizer, generation.chunking)
-        language = await asyncio.to_thread(guess_language, parsed.text[:LANGUAGE_SAMPLE])
-        chunks = [_chunk(source, parsed, position, piece, language) for position, piece in enumerate(pieces)]
-        texts = [
-            f"{piece.context}\n{each.text}" if piece.context else each.text for piece, each in zip(pieces, chunks, strict=True)
-        ]
-        embedded: list[EmbeddedChunk] = []
-        for first in range(0, len(chunks), EMBED_BATCH):
-            progress("embedding", first, len(chunks))
-            batch = texts[first : first + EMBED_BATCH]
-            vectors = await embedder.embed_documents(batch)
-            terms = await asyncio.to_thread(_terms, batch, language)
-            embedded += [
-                EmbeddedChunk(c, v, t) for c, v, t in zip(chunks[first : first + EMBED_BATCH], vectors, terms, strict=True)
-            ]
-        progress("storing", len(chunks), len(chunks))
+        """Embed the document while it is read; when all of it is there, write it in one step."""
+        passages = Passages(source, embedder, generation.chunking, progress)
+        async for portion in reading.portions():
+            await passages.add(portion)
+        text_key = await self.files.put_text((await reading.whole()).text)
+        chunks = len(passages.embedded)
+        progress("storing", chunks, chunks)
         await self.store.create(generation.index)
-        await self.store.replace(generation.index, {source.id: embedded})
-        return Entry(generation, text_key, len(chunks), frozenset({language} if language else ()))
+        await self.store.replace(generation.index, {source.id: passages.embedded})
+        languages = frozenset({passages.language} if passages.language else ())
+        return Entry(generation, text_key, chunks, languages, passages.tokens, passages.tokens_cut)
 
     async def _forget_if_gone(self, job: Job, written: Mapping[str, Entry]) -> None:
         """A document that was deleted while we indexed it must not be found until its deletion runs."""
@@ -194,37 +253,26 @@ class Pipeline:
                 await self.store.replace(entry.generation.index, {str(job.document_id): []})
 
 
-def _terms(texts: Sequence[str], language: str | None) -> list[str]:
-    return [" ".join(analyze(text, language)) for text in texts]
-
-
-def _chunk(source: Source, parsed: Parsed, position: int, piece: Piece, language: str | None) -> Chunk:
-    text = parsed.text[piece.start : piece.end]
-    return Chunk(
-        id=chunk_id(source.id, source.version, piece.start, piece.end, text),
-        document_id=source.id,
-        document_name=source.name,
-        position=position,
-        text=text,
-        start=piece.start,
-        end=piece.end,
-        page=piece.page,
-        headings=piece.headings,
-        language=language,
-        metadata=source.metadata,
-    )
-
-
-def _settled(source: Source, parsed: Parsed, chunks: int) -> dict[str, Any]:
+def _settled(
+    source: Source, parsed: Parsed, parts: Sequence[Upload], entry: Entry, seconds: Mapping[str, float]
+) -> dict[str, Any]:
     """What the catalog records of an indexed version; the receipt's reason decides between `ready` and `needs_attention`."""
-    receipt = {**parsed.receipt.as_dict(), "chunks": chunks}
-    if not chunks and not receipt["needs_attention"]:
-        receipt["needs_attention"] = NO_TEXT
+    counts = {"chunks": entry.chunks, "tokens": entry.tokens, "tokens_cut": entry.tokens_cut, "parts": len(parts)}
+    receipt = {**parsed.receipt.as_dict(), **counts, "stages": dict(seconds)}
+    if parts:
+        receipt["notes"].append(f"{len(parts):,} documents came out of it.")
+    doubts = [receipt["needs_attention"], _beyond(len(parsed.parts) - len(parts))]
+    if not entry.chunks and not parsed.parts:
+        doubts = [receipt["needs_attention"] or NO_TEXT]
+    receipt["needs_attention"] = " ".join(filter(None, doubts)) or None
     status = "needs_attention" if receipt["needs_attention"] else "ready"
-    return {
-        "status": status,
-        "receipt": receipt,
-        "version": source.version,
-        "sha256": source.sha256,
-        "media_type": source.media_type,
-    }
+    return {**source.place(), "status": status, "receipt": receipt}
+
+
+def _beyond(parts: int) -> str | None:
+    if not parts:
+        return None
+    return (
+        f"{parts:,} files in it were not read: of one upload, {MAX_PARTS:,} are, and those that lie {MAX_DEPTH} deep at most. "
+        "Take them out and upload them by themselves."
+    )

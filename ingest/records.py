@@ -32,6 +32,7 @@ class Generation:
     dimension: int
     chunk_size: int
     chunk_overlap: int
+    chunk_context: bool
     languages: tuple[str, ...]
     pinned: bool = False
     """The collection keeps this generation's embedder whatever the setting says (it was chosen by `reindex --embedder`)."""
@@ -42,7 +43,7 @@ class Generation:
 
     @property
     def chunking(self) -> Chunking:
-        return Chunking(size=self.chunk_size, overlap=self.chunk_overlap)
+        return Chunking(size=self.chunk_size, overlap=self.chunk_overlap, context=self.chunk_context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Collection:
     embedder: str | None
     chunk_size: int
     chunk_overlap: int
+    chunk_context: bool
     created_at: float
     documents: int = 0
     chunks: int = 0
@@ -75,6 +77,8 @@ class Document:
     job_id: str
     created_at: float
     updated_at: float
+    parent_id: str | None = None
+    """The document that this one came out of, as an attachment comes out of a mail."""
     live_version: int | None = None
     chunks: int = 0
     text_key: str | None = None
@@ -98,6 +102,8 @@ class Accepted:
     status: str
     job_id: str
     duplicate: bool
+    parts: int = 0
+    """How many documents came out of it when it was last read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,10 @@ class Entry:
     text_key: str
     chunks: int
     languages: frozenset[str]
+    tokens: int = 0
+    """Of all chunks with their contexts, as the embedding model counts."""
+    tokens_cut: int = 0
+    """Beyond the model's window, so not in any vector; the chunker is there to keep this 0."""
 
 
 def check_collection_name(name: str) -> str:
@@ -116,6 +126,11 @@ def check_collection_name(name: str) -> str:
             "a collection's name is 1 to 64 letters, digits, - or _, and begins with a letter or a digit (A-Z a-z 0-9)"
         )
     return name
+
+
+def part_key(parent_id: str, name: str) -> str:
+    """No key of an upload looks like this: names hold no line ends."""
+    return f"{parent_id}\n{name}"
 
 
 def new_job(
@@ -147,7 +162,7 @@ def request_fingerprint(collection: str, uploads: Sequence[Upload]) -> str:
     return hashlib.sha256(json.dumps([collection, parts], sort_keys=True).encode()).hexdigest()
 
 
-def is_same(row: Mapping[str, Any], upload: Upload) -> bool:
+def is_same(row: Mapping[Any, Any], upload: Upload) -> bool:
     new = json.dumps(dict(upload.metadata), sort_keys=True)
     return (
         row["sha256"] == upload.sha256

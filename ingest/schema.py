@@ -1,7 +1,8 @@
 """The catalog's tables, and their migration under a lock.
 
     collections ──< documents ──< entries >── generations
-                        └──< jobs
+                        ├──< jobs
+                        └──< documents that came out of it
 
 An entry is the ledger line of one document in one index generation: which version of it the store should hold, and how many
 chunks. `collections.live_generation` is the switch that readers follow.
@@ -14,7 +15,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = sa.MetaData(
@@ -33,6 +34,7 @@ collections = sa.Table(
     sa.Column("embedder", sa.Text),  # set by `reindex --embedder`; null follows the setting
     sa.Column("chunk_size", sa.Integer, nullable=False),
     sa.Column("chunk_overlap", sa.Integer, nullable=False),
+    sa.Column("chunk_context", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("created_at", sa.Float, nullable=False),
 )
 
@@ -48,6 +50,7 @@ generations = sa.Table(
     sa.Column("dimension", sa.Integer, nullable=False),
     sa.Column("chunk_size", sa.Integer, nullable=False),
     sa.Column("chunk_overlap", sa.Integer, nullable=False),
+    sa.Column("chunk_context", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("languages", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("retired_at", sa.Float),
@@ -59,6 +62,7 @@ documents = sa.Table(
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("collection", sa.String(64), nullable=False),
     # The name while the document lives, its id once it is being deleted: a new upload of the name is then a new document.
+    # A part's key is of another form (`records.part_key`), so that no upload can take its place.
     sa.Column("key", sa.Text, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
@@ -72,6 +76,7 @@ documents = sa.Table(
     sa.Column("job_id", sa.String(40), nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("updated_at", sa.Float, nullable=False),
+    sa.Column("parent_id", sa.String(40), index=True),  # the document that this one came out of, as an attachment does
     sa.UniqueConstraint("collection", "key"),
     sa.Index(None, "collection", "id"),
 )
@@ -149,7 +154,7 @@ async def migrate(engine: AsyncEngine) -> None:
         async with writing.begin():
             if engine.dialect.name == "postgresql":
                 await writing.exec_driver_sql("SELECT pg_advisory_xact_lock(4604078)")
-            await writing.run_sync(_upgrade)
+            await writing.run_sync(upgrade)
 
 
 async def _is_current(engine: AsyncEngine) -> bool:
@@ -160,11 +165,12 @@ async def _is_current(engine: AsyncEngine) -> bool:
         return False
 
 
-def _upgrade(connection: sa.Connection) -> None:
+def upgrade(connection: sa.Connection, revision: str = "head") -> None:
+    """Run the migrations up to `revision`, in the connection's transaction."""
     from alembic import command  # a third of a second to import, needed once per database
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

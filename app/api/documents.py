@@ -35,6 +35,8 @@ from retrieval.errors import ConfigurationError, DocumentNotFound, FootnoteError
 
 router = APIRouter()
 
+BATCH = 500
+"""Documents that are taken out of the store in one step."""
 SAMPLE_TEXTS = ["The estimate needs a sentence of about the usual length, and this one will do for that purpose." * 8] * 16
 
 
@@ -43,12 +45,15 @@ async def list_documents(
     service: Open,
     collection: Annotated[CollectionName | None, Query()] = None,
     status: DocumentStatus | None = None,
-    name: Annotated[str | None, Query(max_length=500)] = None,
+    name: Annotated[str | None, Query(max_length=2000)] = None,
+    parent: Annotated[str | None, Query(max_length=200, description="only what came out of the document of this id")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Documents:
-    """Documents, newest first."""
-    found = await service.catalog.list_documents(collection=collection, status=status, name=name, limit=limit, cursor=cursor)
+    """Documents, newest first; attachments of mails and members of archives are documents too, named `parent/part`."""
+    found = await service.catalog.list_documents(
+        collection=collection, status=status, name=name, parent=parent, limit=limit, cursor=cursor
+    )
     return Documents(documents=[document_out(each) for each in found], next_cursor=next_cursor(found, limit))
 
 
@@ -115,12 +120,14 @@ async def get_chunks(service: Open, document_id: str, limit: Limit = 100, cursor
     "/documents/{document_id}", tags=["documents"], status_code=202, response_model=JobOut, responses=problems(404, 502)
 )
 async def delete_document(service: Open, document_id: str) -> JobOut:
-    """Delete a document: nothing of it is found from now on, and the job removes every trace."""
+    """Delete a document with all that came out of it: nothing is found of it from now on; its job ends last."""
     document = await service.catalog.document(document_id)
     job_id = await service.catalog.delete_document(document_id)
     generation = await service.catalog.live_generation(document.collection)
     if generation is not None:
-        await service.store.replace(generation.index, {document_id: []})
+        gone = [document_id, *await service.catalog.parts_below(document_id)]
+        for first in range(0, len(gone), BATCH):
+            await service.store.replace(generation.index, {each: [] for each in gone[first : first + BATCH]})
     return job_out(await service.jobs.job(job_id))
 
 
@@ -138,6 +145,7 @@ async def create_collection(service: Open, body: CollectionIn) -> CollectionOut:
     chunking = Chunking(
         size=default.size if body.chunk_size is None else body.chunk_size,
         overlap=default.overlap if body.chunk_overlap is None else body.chunk_overlap,
+        context=default.context if body.chunk_context is None else body.chunk_context,
     )
     return collection_out(await service.catalog.create_collection(body.name, chunking=chunking))
 
@@ -196,6 +204,7 @@ def _wanted_chunking(body: ReindexRequest, now: Chunking) -> Chunking:
     return Chunking(
         size=now.size if body.chunk_size is None else body.chunk_size,
         overlap=now.overlap if body.chunk_overlap is None else body.chunk_overlap,
+        context=now.context if body.chunk_context is None else body.chunk_context,
     )
 
 

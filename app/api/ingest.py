@@ -25,9 +25,9 @@ from app.errors import as_dict
 from app.schemas import Error, IngestedDocument, IngestRequest, IngestResponse
 from app.settings import MIB
 from app.wiring import Service
-from ingest.catalog import OriginalVanished
+from ingest.documents import OriginalVanished
 from ingest.parsers import detect
-from ingest.records import Upload, check_collection_name, request_fingerprint
+from ingest.records import Document, Upload, check_collection_name, request_fingerprint
 from retrieval.errors import FootnoteError, InvalidInput, UnsupportedDocument
 from retrieval.types import Metadata
 
@@ -108,12 +108,15 @@ class Outcome:
 async def ingest(
     request: Request,
     service: Open,
-    wait: Annotated[float, Query(ge=0, le=600, description="seconds to wait for all to be settled")] = 0,
+    wait: Annotated[float, Query(ge=0, le=600, description="seconds to wait for all to be settled, parts too")] = 0,
     idempotency_key: Annotated[
         str | None, Header(max_length=200, pattern=r"^[\x21-\x7e]+$", description="makes a retry of this request safe")
     ] = None,
 ) -> Response:
-    """Add documents: files as `multipart/form-data`, or texts as JSON. One bad document does not refuse the others."""
+    """Add documents: files as `multipart/form-data`, or texts as JSON. One bad document does not refuse the others.
+
+    Members of archives and attachments of mails become documents of their own, with `parent_id` and the same metadata.
+    """
     collection, incoming = await _read(request)
     check_collection_name(collection)
     await _check_embedder(service, collection)
@@ -239,7 +242,7 @@ async def _accept(service: Service, collection: str, outcomes: list[Outcome], ke
                 collection,
                 uploads,
                 chunking=service.chunking,
-                exists=lambda sha256: service.files.path("originals", sha256).exists(),
+                exists=service.files.has_original,
                 request=request,
             )
             break
@@ -252,7 +255,7 @@ async def _accept(service: Service, collection: str, outcomes: list[Outcome], ke
 
 
 def _fields(accepted: Any) -> dict[str, Any]:
-    return {name: getattr(accepted, name) for name in ("id", "name", "status", "job_id", "duplicate")}
+    return {name: getattr(accepted, name) for name in ("id", "name", "status", "job_id", "duplicate", "parts")}
 
 
 def _refused(outcome: Outcome) -> dict[str, Any]:
@@ -279,9 +282,9 @@ async def _settled(service: Service, job_ids: list[str], wait: float) -> bool:
 async def _refresh(service: Service, accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ids = [a["id"] for a in accepted if a["id"]]
     now = {document.id: document for document in await service.catalog.list_documents(ids=ids, limit=len(ids))}
-    return [
-        {**a, "status": now[a["id"]].status, "error": Error(**error) if (error := now[a["id"]].error) else None}
-        if a["id"] in now
-        else a
-        for a in accepted
-    ]
+    return [{**a, **_now(now[a["id"]])} if a["id"] in now else a for a in accepted]
+
+
+def _now(document: Document) -> dict[str, Any]:
+    error = Error(**document.error) if document.error else None
+    return {"status": document.status, "error": error, "parts": (document.receipt or {}).get("parts", 0)}

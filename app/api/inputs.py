@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import unicodedata
 from typing import Any
 
+from ingest.names import clean_name
 from retrieval.errors import InvalidInput
 from retrieval.types import BUILT_IN_FIELDS, Metadata, MetadataValue
 
@@ -17,17 +16,8 @@ MAX_METADATA_BYTES = 32 * 1024
 
 
 def safe_name(name: str) -> str:
-    """A document's name as we keep it: a relative path without tricks, in NFC. It never becomes a path of ours.
-
-    `../../etc/x.pdf` and `C:\\x.pdf` lose what leads out of their folder; control characters and text-direction overrides go.
-    """
-    kept = "".join(
-        c
-        for c in unicodedata.normalize("NFC", name)
-        if unicodedata.category(c) not in {"Cc", "Cs"} and c not in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    )
-    parts = [part.strip() for part in re.sub(r"^[A-Za-z]:", "", kept.replace("\\", "/")).split("/")]
-    clean = "/".join(part for part in parts if part not in {"", ".", ".."})
+    """A document's name as we keep it: a relative path without tricks."""
+    clean = clean_name(name)
     if not clean or len(clean) > MAX_NAME:
         raise InvalidInput(f"name: a document's name has 1 to {MAX_NAME} visible characters")
     return clean

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 
-from app.schemas import CollectionOut, DocumentOut, Error, JobOut
+from app.schemas import CollectionOut, DocumentOut, Error, JobOut, Receipt
 from app.wiring import Service
 from ingest.jobs import Job
 from ingest.records import Collection, Document
@@ -34,6 +34,7 @@ def iso(seconds: float) -> str:
 def document_out(document: Document) -> DocumentOut:
     return DocumentOut(
         id=document.id,
+        parent_id=document.parent_id,
         name=document.name,
         collection=document.collection,
         status=document.status,  # type: ignore[arg-type]
@@ -44,7 +45,7 @@ def document_out(document: Document) -> DocumentOut:
         sha256=document.sha256,
         metadata=dict(document.metadata),
         chunks=document.chunks,
-        receipt=dict(document.receipt) if document.receipt else None,
+        receipt=Receipt(**document.receipt) if document.receipt else None,
         error=Error(**document.error) if document.error else None,
         job_id=document.job_id,
         created_at=iso(document.created_at),
@@ -80,5 +81,6 @@ def collection_out(collection: Collection) -> CollectionOut:
         embedder=collection.embedder,
         chunk_size=collection.chunk_size,
         chunk_overlap=collection.chunk_overlap,
+        chunk_context=collection.chunk_context,
         created_at=iso(collection.created_at),
     )

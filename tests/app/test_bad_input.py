@@ -14,7 +14,7 @@ import pytest
 
 MIB = 2**20
 CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+HEIC = bytes(4) + b"ftypheic" + bytes(100)
 ELF = b"\x7fELF\x02\x01\x01" + bytes(range(256)) * 10
 NO_PAGES = (
     b"%PDF-1.4\n1 0 obj\n<</Type/Catalog/Pages 2 0 R>>\nendobj\n2 0 obj\n<</Type/Pages/Kids[]/Count 0>>\nendobj\n"
@@ -273,8 +273,8 @@ def test_a_filter_value_is_only_ever_a_value(http, collection, value):
         ("blank.txt", b" \n\t \r\n", 422, "empty_document"),
         ("program.txt", ELF, 415, "unsupported_document"),
         ("program.pdf", ELF, 415, "unsupported_document"),
-        ("picture.txt", PNG, 415, "unsupported_document"),
-        ("picture.pdf", PNG, 415, "unsupported_document"),
+        ("picture.txt", HEIC, 415, "unsupported_document"),
+        ("picture.pdf", HEIC, 415, "unsupported_document"),
         ("setup.exe", b"MZ" + bytes(200), 415, "unsupported_document"),
         ("nul.txt", b"some text\x00\x00\x00\x01\x02\x03" * 50, 422, "unreadable_document"),
     ],

@@ -10,12 +10,15 @@ import time
 import psutil
 import pytest
 
+from tests.app.test_parts import packed
 from tests.app.test_story import note, search
 from tests.services import Running, running_service
 
 pytestmark = pytest.mark.timeout(400)
 
 DOCUMENTS = 60
+PACKED = 15
+"""As many of them come in one archive."""
 
 
 def call_sign(number: int) -> str:
@@ -40,19 +43,24 @@ def wait_until_settled(http, seconds: float = 200) -> list[dict]:
 def test_killing_workers_loses_nothing_and_doubles_nothing(tmp_path):
     chance = random.Random(3)
     with running_service(tmp_path, lease_seconds="2", job_max_attempts="20") as service, service.client() as http:
-        texts = [note(f"{i}.txt", f"Beacon number {i} has the call sign {call_sign(i)}.") for i in range(DOCUMENTS)]
-        for first in range(0, DOCUMENTS, 20):
-            assert http.post("/ingest", json={"documents": texts[first : first + 20]}).status_code == 202
+        names = [f"{i}.txt" if i >= PACKED else f"box.zip/{i}.txt" for i in range(DOCUMENTS)]
+        texts = [f"Beacon number {i} has the call sign {call_sign(i)}." for i in range(DOCUMENTS)]
+        box = packed({f"{i}.txt": texts[i] for i in range(PACKED)})
+        assert http.post("/ingest", files=[("files", ("box.zip", box))]).status_code == 202
+        notes = [note(name, text) for name, text in zip(names, texts, strict=True)][PACKED:]
+        for first in range(0, len(notes), 20):
+            assert http.post("/ingest", json={"documents": notes[first : first + 20]}).status_code == 202
         for _ in range(3):
             time.sleep(chance.uniform(1.0, 4.0))
             for worker in workers(service):
                 os.kill(worker.pid, signal.SIGKILL)
         documents = wait_until_settled(http)
-        assert [document["status"] for document in documents] == ["ready"] * DOCUMENTS
+        assert sorted(document["name"] for document in documents) == sorted(["box.zip", *names])
+        assert {document["status"] for document in documents} == {"ready"}
         assert http.get("/collections/default").json()["chunks"] == DOCUMENTS
         for i in range(DOCUMENTS):
             hits = search(http, "default", call_sign(i), mode="keyword")
-            assert [hit["document_name"] for hit in hits] == [f"{i}.txt"]
+            assert [hit["document_name"] for hit in hits] == [names[i]]
 
 
 def test_what_was_accepted_before_a_stop_is_done_after_the_next_start(tmp_path):

@@ -11,14 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from ingest.catalog import Catalog, OriginalVanished
+from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.database import open_database
+from ingest.documents import OriginalVanished
 from ingest.filter_keys import check_filter
 from ingest.jobs import Job, Jobs, LeaseLost
 from ingest.records import Collection, Entry, Generation, Upload, request_fingerprint
-from ingest.schema import HEAD, metadata
+from ingest.schema import HEAD, metadata, upgrade
 from retrieval.errors import (
     CollectionNotFound,
     ConfigurationError,
@@ -93,6 +95,23 @@ async def test_migrations_make_the_tables_that_the_code_declares(db):
     assert found == {*metadata.tables, "alembic_version"}
     assert columns == {name: set(table.columns.keys()) for name, table in metadata.tables.items()}
     assert head == HEAD
+
+
+async def test_a_catalog_of_the_first_version_is_migrated_with_what_it_holds(tmp_path):
+    url = f"sqlite+aiosqlite:///{tmp_path / 'old.sqlite'}"
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade, "0001")
+        rows = "'d', 'c', 'a.txt', 'a.txt', 1, 's', 1, 'text/plain', '{}', 'ready', 'j', 0, 0"
+        columns = (
+            "id, collection, key, name, version, sha256, size, media_type, metadata, status, job_id, created_at, updated_at"
+        )
+        await connection.exec_driver_sql(f"INSERT INTO documents ({columns}) VALUES ({rows})")
+    await engine.dispose()
+    database = await open_database(url)
+    document = await Catalog(database).document("d")
+    assert (document.name, document.parent_id, document.status) == ("a.txt", None, "ready")
+    await database.close()
 
 
 async def test_many_processes_may_open_and_migrate_at_once(tmp_path):
@@ -353,6 +372,122 @@ async def test_deleting_during_an_ingest_leaves_nothing_of_it(db):
     assert await db.jobs.settle_ingest(job, [entry(gen)], source()) == "superseded"
     await db.jobs.settle_delete(await db.jobs.claim("w"))
     assert await db.catalog.list_documents(limit=5) == []
+
+
+# --- documents that come out of others ---------------------------------------------------------------------------------------
+
+
+async def settled_with(db, item: Upload, gen: Generation, *parts: Upload) -> str:
+    """Accept a document, and settle its newest version with these parts; gives its id."""
+    [accepted] = await accept(db, item)
+    job = await claimed(db, accepted.job_id)
+    assert await db.jobs.settle_ingest(job, [entry(gen)], source(job.version), parts) == "settled"
+    return accepted.id
+
+
+async def claimed(db, job_id: str) -> Job:
+    """This job, taken with all others that wait before it."""
+    while True:
+        job = await db.jobs.claim("w")
+        assert job is not None
+        if job.id == job_id:
+            return job
+
+
+async def parts_of(db, document_id: str) -> dict[str, tuple[int, str]]:
+    """Version and status of each, by name."""
+    return {d.name: (d.version, d.status) for d in await db.catalog.list_documents(parent=document_id, limit=50)}
+
+
+async def test_parts_are_documents_that_wait_for_their_turn(db):
+    gen = await generation_of_new(db)
+    own = await accept(db, upload("a.zip/b.txt"))  # a file of that name is another document
+    parent = await settled_with(db, upload("a.zip", "z"), gen, upload("b.txt", year=2024), upload("in/c.txt", "2"))
+    assert await parts_of(db, parent) == {"a.zip/b.txt": (1, "queued"), "a.zip/in/c.txt": (1, "queued")}
+    [part] = [d for d in await db.catalog.list_documents(name="a.zip/b.txt", limit=5) if d.id != own[0].id]
+    assert (part.parent_id, part.metadata, part.sha256) == (parent, {"year": 2024}, "1" * 64)
+    assert (await db.jobs.job(part.job_id)).state == "queued"
+    assert (await db.catalog.document(parent)).parent_id is None
+
+
+async def test_waiting_for_a_document_is_waiting_for_its_parts(db):
+    gen = await generation_of_new(db)
+    [accepted] = await accept(db, upload("a.zip", "z"))
+    assert await db.jobs.unfinished([accepted.job_id]) == 1
+    job = await db.jobs.claim("w")
+    await db.jobs.settle_ingest(job, [entry(gen)], source(), [upload("b.zip"), upload("c.txt")])
+    assert await db.jobs.unfinished([accepted.job_id]) == 2
+    [inner] = await db.catalog.list_documents(name="a.zip/b.zip", limit=5)
+    await db.jobs.settle_ingest(await claimed(db, inner.job_id), [entry(gen)], source(), [upload("d.txt")])
+    assert await db.jobs.unfinished([accepted.job_id]) == 2
+    assert len(await db.catalog.parts_below(accepted.id)) == 3
+
+
+async def test_a_new_version_replaces_the_parts_that_changed_and_no_others(db):
+    gen = await generation_of_new(db)
+    same, other, gone, broken = (upload(f"{name}.txt", "1") for name in ("same", "other", "gone", "broken"))
+    parent = await settled_with(db, upload("a.zip", "y"), gen, same, other, gone, broken)
+    while job := await db.jobs.claim("w"):
+        document = await db.catalog.document(job.document_id)
+        if "broken" in document.name:
+            await db.jobs.fail(job, {"code": "x", "detail": "y", "retryable": False})
+        else:
+            await db.jobs.settle_ingest(job, [entry(gen)], source())
+    new = upload("new.txt", "1")
+    assert await settled_with(db, upload("a.zip", "z"), gen, same, upload("other.txt", "2"), broken, new) == parent
+    assert await parts_of(db, parent) == {
+        "a.zip/same.txt": (1, "ready"),
+        "a.zip/other.txt": (2, "queued"),
+        "a.zip/gone.txt": (1, "deleting"),
+        "a.zip/broken.txt": (2, "queued"),
+        "a.zip/new.txt": (1, "queued"),
+    }
+    [going] = [j for j in await db.jobs.list_jobs(state="queued", limit=20) if j.kind == "delete"]
+    assert (await db.catalog.document(going.document_id)).name == "a.zip/gone.txt"
+
+
+async def test_deleting_a_document_deletes_all_that_came_out_of_it(db):
+    gen = await generation_of_new(db)
+    parent = await settled_with(db, upload("a.zip", "z"), gen, upload("b.eml"), upload("c.txt"))
+    first, late = [await db.jobs.claim("w"), await db.jobs.claim("w")]
+    assert await db.jobs.settle_ingest(first, [entry(gen)], source(), [upload("d.txt")]) == "settled"
+    await db.catalog.delete_document(parent)
+    found = await db.catalog.list_documents(limit=10)
+    assert [document.status for document in found] == ["deleting"] * 4
+    assert await db.jobs.settle_ingest(late, [entry(gen)], source(), [upload("e.txt")]) == "superseded"
+    while job := await db.jobs.claim("w"):
+        assert job.kind == "delete"
+        await db.jobs.settle_delete(job)
+    assert await db.catalog.list_documents(limit=10) == []
+
+
+async def test_nothing_is_settled_where_a_parts_bytes_vanished_or_the_lease_is_lost(db):
+    gen = await generation_of_new(db)
+    [accepted] = await accept(db, upload("a.zip", "z"))
+    job = await db.jobs.claim("w")
+    with pytest.raises(OriginalVanished):
+        await db.jobs.settle_ingest(job, [entry(gen)], source(), [upload("b.txt")], exists=lambda _: False)
+    assert (await db.catalog.document(accepted.id)).status == "processing"
+    db.clock.now += 31
+    again = await db.jobs.claim("other")
+    with pytest.raises(LeaseLost):
+        await db.jobs.settle_ingest(job, [entry(gen)], source(), [upload("b.txt")])
+    assert await parts_of(db, accepted.id) == {}
+    assert await db.jobs.settle_ingest(again, [entry(gen)], source(), [upload("b.txt")]) == "settled"
+    assert await parts_of(db, accepted.id) == {"a.zip/b.txt": (1, "queued")}
+
+
+async def test_an_upload_holds_only_so_many_documents_so_deep(db, monkeypatch):
+    monkeypatch.setattr("ingest.catalog.MAX_PARTS", 6)
+    gen = await generation_of_new(db)
+    name = "0"
+    document_id = await settled_with(db, upload(name), gen, upload("1"))
+    assert await db.catalog.room_for_parts(document_id) == 6  # a new version has as many again
+    for depth in range(1, 5):
+        name = f"{name}/{depth}"
+        [part] = await db.catalog.list_documents(name=name, limit=5)
+        assert await db.catalog.room_for_parts(part.id) == (6 - depth if depth < 4 else 0)
+        await db.jobs.settle_ingest(await db.jobs.claim("w"), [entry(gen)], source(), [upload(str(depth + 1))])
 
 
 async def test_bytes_are_removed_only_when_nothing_refers_to_them(db):

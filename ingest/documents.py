@@ -1,0 +1,134 @@
+"""What a transaction of the catalog or of the job queue does to documents and to the documents that came out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import time
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ingest.database import Database, new_id
+from ingest.records import Upload, is_same, new_job, part_key
+from ingest.schema import documents, jobs
+from retrieval.errors import FootnoteError
+
+SUPERSEDED = {"code": "superseded", "detail": "a newer version or a deletion took its place", "retryable": False}
+
+
+class OriginalVanished(FootnoteError):
+    """A deletion removed the same bytes after they were stored and before a document named them: put them again."""
+
+    code = "original_vanished"
+    retryable = True
+
+
+def below(document_ids: Sequence[str] | sa.Select[tuple[str]]) -> sa.CTE:
+    """A query's table with the `id` of every document that came out of these, at any depth."""
+    first = sa.select(documents.c.id).where(documents.c.parent_id.in_(document_ids))
+    tree = first.cte("below", recursive=True)
+    return tree.union_all(sa.select(documents.c.id).join(tree, documents.c.parent_id == tree.c.id))
+
+
+async def require_originals(
+    database: Database, connection: AsyncConnection, uploads: Iterable[Upload], exists: Callable[[str], bool]
+) -> None:
+    """Make sure that these bytes are there and stay until the transaction ends. Raises `OriginalVanished`."""
+    hashes = {upload.sha256 for upload in uploads}
+    for name in sorted({blob_lock(sha256) for sha256 in hashes}):
+        await database.lock(connection, name)
+    if not all(exists(sha256) for sha256 in hashes):
+        raise OriginalVanished("the bytes were removed with another document at the same moment; they are stored again")
+
+
+def blob_lock(sha256: str) -> str:
+    """One of 256 locks: a server holds only some thousands in all, and an archive may have more members than that."""
+    return f"blob:{sha256[:2]}"
+
+
+async def cancel_queued(connection: AsyncConnection, document_ids: Sequence[str]) -> None:
+    queued = sa.and_(jobs.c.document_id.in_(document_ids), jobs.c.state == "queued")
+    await connection.execute(sa.update(jobs).where(queued).values(state="cancelled", error=SUPERSEDED, finished_at=time()))
+
+
+async def remove(connection: AsyncConnection, document_ids: Sequence[str]) -> None:
+    """Mark documents as going, with all that came out of them, and queue the removal of each."""
+    tree = below(document_ids)
+    these = sa.or_(documents.c.id.in_(document_ids), documents.c.id.in_(sa.select(tree.c.id)))
+    query = sa.select(documents.c.id, documents.c.collection, documents.c.version).where(
+        these, documents.c.status != "deleting"
+    )
+    rows = (await connection.execute(query)).all()
+    if not rows:
+        return
+    await cancel_queued(connection, [row.id for row in rows])  # jobs before documents, as those who claim lock them
+    fresh = [new_job("delete", row.collection, document_id=row.id, version=row.version) for row in rows]
+    await connection.execute(sa.insert(jobs), fresh)
+    marked = (
+        sa.update(documents)
+        .where(documents.c.id == sa.bindparam("which"))
+        .values(status="deleting", key=sa.bindparam("which"), job_id=sa.bindparam("removal"), updated_at=time())
+    )
+    await connection.execute(marked, [{"which": job["document_id"], "removal": job["id"]} for job in fresh])
+
+
+async def replace_parts(connection: AsyncConnection, parent: Mapping[Any, Any], parts: Sequence[Upload]) -> None:
+    """Make `parts`, named within their parent, all that comes out of it: equal ones stay as they are, others than these go."""
+    columns = [documents.c[name] for name in ("id", "key", "version", "sha256", "media_type", "metadata", "status")]
+    query = sa.select(*columns).where(documents.c.parent_id == parent["id"], documents.c.status != "deleting")
+    held = {row["key"]: row for row in (await connection.execute(query)).mappings()}
+    new: list[dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
+    for part in parts:
+        row = held.pop(part_key(parent["id"], part.name), None)
+        if row is None:
+            new.append(_new_part(parent, part))
+        elif row["status"] == "failed" or not is_same(row, part):
+            changed.append(_version(part, row["id"], row["version"] + 1))
+    await remove(connection, [row["id"] for row in held.values()])
+    await cancel_queued(connection, [each["id"] for each in changed])
+    queued = [
+        new_job("ingest", parent["collection"], document_id=each["id"], version=each["version"]) for each in (*new, *changed)
+    ]
+    for each, job in zip((*new, *changed), queued, strict=True):
+        each["job_id"] = job["id"]
+    if queued:
+        await connection.execute(sa.insert(jobs), queued)
+    if new:
+        await connection.execute(sa.insert(documents), new)
+    if changed:
+        await connection.execute(_update_by_id(changed[0]), [{f"new_{name}": each[name] for name in each} for each in changed])
+
+
+def _version(part: Upload, document_id: str, version: int) -> dict[str, Any]:
+    return {
+        "id": document_id,
+        "version": version,
+        "sha256": part.sha256,
+        "size": part.size,
+        "media_type": part.media_type,
+        "metadata": dict(part.metadata),
+        "status": "queued",
+        "error": None,
+        "job_id": "",
+        "updated_at": time(),
+    }
+
+
+def _new_part(parent: Mapping[Any, Any], part: Upload) -> dict[str, Any]:
+    version = _version(part, new_id("doc"), 1)
+    return {
+        **version,
+        "collection": parent["collection"],
+        "key": part_key(parent["id"], part.name),
+        "name": f"{parent['name']}/{part.name}",
+        "parent_id": parent["id"],
+        "created_at": version["updated_at"],
+    }
+
+
+def _update_by_id(values: Mapping[str, Any]) -> sa.Update:
+    """One statement for many rows; a parameter may not have the name of a column."""
+    fresh = {name: sa.bindparam(f"new_{name}", type_=documents.c[name].type) for name in values if name != "id"}
+    return sa.update(documents).where(documents.c.id == sa.bindparam("new_id")).values(fresh)
