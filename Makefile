@@ -54,7 +54,7 @@ run: setup ## Start the service, ingest data/samples, answer a first question, s
 	@exec $(BIN)/footnote serve --demo $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: setup ## Run the whole suite (ARGS= goes to pytest)
-	@exec $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@exec $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## Format, lint, types and import contracts, changing nothing
 	$(BIN)/ruff format --check .

