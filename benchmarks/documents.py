@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def upload(http: httpx.Client, collection: str, path: Path) -> dict:
 
 
 def same(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    """Without what differs between writers: white space, case, presentation forms and marks of direction."""
+    return "".join(
+        c for c in unicodedata.normalize("NFKC", text).casefold() if not c.isspace() and unicodedata.category(c) != "Cf"
+    )
 
 
 def text_of(http: httpx.Client, document: dict) -> str:
@@ -57,7 +61,10 @@ def check(http: httpx.Client, collection: str, row: dict, path: Path) -> dict:
     outcome["why"] = (document.get("receipt") or {}).get("needs_attention") or ""
     outcome["kept"] = bool(row["sentence"]) and same(row["sentence"]) in same(text_of(http, document))
     found = http.post("/search", json={"question": row["sentence"] or "x", "collection": collection, "top_k": 1}).json()["hits"]
-    outcome["first"] = bool(found) and found[0]["document_name"].split("/")[0] == path.name
+    # Several files of a corpus may hold the same sentence: the first hit must be one of them.
+    outcome["first"] = bool(found) and same(row["sentence"]) in same(
+        http.get(f"/documents/{found[0]['document_id']}/text").text
+    )
     return outcome
 
 
@@ -73,7 +80,8 @@ def main() -> None:
         for row in rows:
             outcome = check(http, collection, row, args.corpus / row["file"])
             wanted = row["expected"] == "ok" and row["sentence_check"] == "verified"
-            honest = outcome["status"] in {"failed", "refused", "needs_attention"} if row["expected"] == "empty" else True
+            told = outcome["status"] in {"failed", "refused", "needs_attention"}
+            honest = told or outcome["kept"] or row["expected"] != "empty"  # OCR finds text where a parser alone has none
             format_ = counts[row["format"]]
             format_[0] += 1
             format_[1] += wanted

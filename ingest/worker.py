@@ -15,7 +15,7 @@ from ingest.jobs import Job, Jobs, LeaseLost
 from ingest.pipeline import Pipeline
 from retrieval.errors import FootnoteError
 
-IDLE_SECONDS = 0.1
+IDLE_SECONDS = 0.25
 HOUSEKEEPING_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)

@@ -19,9 +19,16 @@ pytestmark = pytest.mark.timeout(400)
 
 HIDDEN, MIDDLE, WINDOW = 32, 64, 64
 CONFIG = {
-    "model_type": "bert", "architectures": ["BertModel"], "hidden_size": HIDDEN, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "intermediate_size": MIDDLE, "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_act": "gelu",
-}  # fmt: skip
+    "model_type": "bert",
+    "architectures": ["BertModel"],
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": MIDDLE,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+}
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
