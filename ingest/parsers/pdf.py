@@ -36,15 +36,17 @@ class _Known:
     survey: Survey
     running: int = 0
     """Headers, footers and page numbers left out so far."""
-    stamped: int = 0
-    """Pages so far on which turned letters were left out."""
+    filled: int = 0
+    """Form fields and free text so far, which are not read."""
+    undrawn: int = 0
+    """Pictures of text so far that could not be drawn or recognised."""
 
 
 def parse_pdf(file: File) -> Parsed:
     """The pages from `file.bookmark` on, as many as one portion takes; `Parsed.rest` says where to go on."""
     with closing(_open(file.data, file.name)) as document:
         portion = _Portion(document, file).read()
-        return portion if file.bookmark else replace(portion, parts=tuple(_attachments(document)))
+        return portion if file.bookmark else _with_attachments(portion, document)
 
 
 def _open(data: bytes, name: str) -> Any:
@@ -63,11 +65,24 @@ def _open(data: bytes, name: str) -> Any:
     return document
 
 
-def _attachments(document: Any) -> Iterator[Part]:
-    """The files in a PDF, which in a portfolio are all that matters; damaged ones are passed over."""
-    for at in range(min(document.count_attachments(), _MAX_ATTACHMENTS)):
-        attachment = document.get_attachment(at)
+def _with_attachments(portion: Parsed, document: Any) -> Parsed:
+    """A portion and the files in its PDF, which in a portfolio are all that matters."""
+    count = document.count_attachments()
+    looked = min(count, _MAX_ATTACHMENTS)
+    parts = tuple(_attachments(document, looked))
+    notes = []
+    if count > looked:
+        notes.append(f"Of {count:,} attached files {count - looked:,} were left out; at most {looked:,} are read.")
+    if len(parts) < looked:
+        notes.append(f"Damaged attached files, which cannot be read: {looked - len(parts):,}.")
+    return replace(portion, parts=parts, receipt=replace(portion.receipt, notes=(*notes, *portion.receipt.notes)))
+
+
+def _attachments(document: Any, count: int) -> Iterator[Part]:
+    """The first files in a PDF but for damaged ones."""
+    for at in range(count):
         with suppress(pypdfium2.PdfiumError):
+            attachment = document.get_attachment(at)
             yield Part(attachment.get_name(), bytes(attachment.get_data()))
 
 
@@ -108,16 +123,17 @@ class _Portion:
 
     def _page(self, at: int) -> list[Draft]:
         page = self._sample.pop(at, None) or read_page(self._document, at, self._file.name)
-        body = [line for line in page.lines if not self._known.survey.is_running(line, page.height)]
+        body = [line for line in page.lines if not self._known.survey.is_running(line, page)]
         drafts = [_draft(paragraph, page.number, self._known.survey) for paragraph in paragraphs_of(body)]
         self._known = replace(
             self._known,
             running=self._known.running + len(page.lines) - len(body),
-            stamped=self._known.stamped + page.stamped,
+            filled=self._known.filled + page.filled,
         )
         self._figures += page.figures
         if page.is_picture:
-            drafts = self._read_picture(at) or drafts
+            held = _visible("".join(line.text for line in page.lines))
+            drafts += (draft for draft in self._read_picture(at) if _visible(draft.text) not in held)
         self._characters.append(sum(len(draft.text) for draft in drafts))
         return drafts
 
@@ -129,6 +145,9 @@ class _Portion:
             found = recognise_page(self._document, at, self._file.options.ocr_languages, self._file.name)
         except MissingProgram as error:
             self._unread = error.message
+            return []
+        except (UnreadableDocument, pypdfium2.PdfiumError, ValueError):  # one odd page does not cost the document
+            self._known = replace(self._known, undrawn=self._known.undrawn + 1)
             return []
         if (found.confidence or 0.0) < _USELESS:
             return []
@@ -143,6 +162,7 @@ class _Portion:
             page_characters=tuple(self._characters),
             images_skipped=self._figures,
             ocr_pages=len(self._recognised),
+            ocr_words=sum(page.words for page in self._recognised),
             ocr_confidence=mean_confidence(self._recognised),
             notes=notes,
             needs_attention=f"Pages that are pictures of text were left out. {self._unread}" if self._unread else None,
@@ -154,9 +174,16 @@ class _Portion:
         if self._known.running:
             lines = f"{self._known.running:,} lines that repeat on most pages were left out"
             notes.append(f"{lines} (headers, footers, page numbers): {self._known.survey.examples}.")
-        if self._known.stamped:
-            notes.append(f"Letters of turned stamps at the margin were left out on {self._known.stamped:,} pages.")
+        if self._known.filled:
+            what = f"Filled-in form fields and typed comments that were not read: {self._known.filled:,}"
+            notes.append(f"{what}. Print the file to a new PDF to have them read.")
+        if self._known.undrawn:
+            notes.append(f"Pages that are pictures of text and could not be read: {self._known.undrawn:,}.")
         return tuple(notes)
+
+
+def _visible(text: str) -> str:
+    return "".join(text.split())
 
 
 def _draft(paragraph: Sequence[Line], page: int, known: Survey) -> Draft:

@@ -26,15 +26,17 @@ _CELL_CHARACTERS = 25
 """Median length of lines that are the cells of a column."""
 _AMOUNTS = re.compile(r"(?:\s[$€£(]*(?:\d[\d,.]*|[—–])[)%]*){2}$")
 """The end of a line that is probably a row of a table, however long its label is."""
-_HYPHENS = "\ufffe\x02\xad"
-"""How PDFium marks a hyphen that parts a word at the end of a line."""
-_STAMP_LETTERS = 3
-"""So many turned letters, each on a line of its own, are a stamp at the margin and no text."""
+_END_HYPHEN = re.compile("[\ufffe\x02\xad]$")
+"""What PDFium puts in the place of a hyphen or minus at the end of a line."""
+_MOST_RUNS = 50
+"""Columns that are put together to rows; each costs as much as all before it."""
 _BOLD_FONT = re.compile(rb"bold|black|heavy|cmbx|-bd|,bd", re.IGNORECASE)
 _LINE = re.compile("[^\r\n\ufffe\x02]+[\ufffe\x02]?")
 """Up to the end of a printed line, or to the hyphen that PDFium puts in its place."""
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff60]")
 _LONGEST_WORD = 60
+_OPTION = re.compile(r"(?:^|\s)--[\w-]+$")
+"""Of a command, as `--no-` of `--no-verify`."""
 _LAST_WORD, _FIRST_WORD = re.compile(r"[^\W_]+$"), re.compile(r"[^\W_]+")
 
 
@@ -59,12 +61,34 @@ class Line:
         return (self.top + self.bottom) / 2
 
 
+class View:
+    """A page as a reader sees it: cut to its box, which may begin anywhere, and turned."""
+
+    def __init__(self, page: Any) -> None:
+        self._left, self._bottom, self._right, self._top = page.get_bbox()
+        self._turned: int = page.get_rotation()
+        self.width: float = page.get_width()
+        self.height: float = page.get_height()
+
+    def box(self, left: float, bottom: float, right: float, top: float) -> Box:
+        """A box in the coordinates of PDF as one from the page's top left, y downward."""
+        match self._turned:
+            case 90:
+                return bottom - self._bottom, left - self._left, top - self._bottom, right - self._left
+            case 180:
+                return self._right - right, bottom - self._bottom, self._right - left, top - self._bottom
+            case 270:
+                return self._top - top, self._right - right, self._top - bottom, self._right - left
+            case _:
+                return left - self._left, self._top - top, right - self._left, self._top - bottom
+
+
 class TextLayer:
     """The characters of a page. PDFium is asked where two of a line stand, which is enough: calls are what costs."""
 
-    def __init__(self, textpage: Any, height: float) -> None:
+    def __init__(self, textpage: Any, view: View) -> None:
         self._page = textpage
-        self._height = height
+        self._view = view
         self._rect = pdfium.FS_RECTF()
         self._font = ctypes.create_string_buffer(128)
         count = textpage.count_chars()
@@ -108,7 +132,7 @@ class TextLayer:
         first, last = self._box(start), self._box(end - 1)
         left, top, right, bottom = first
         edges = (min(left, last[0]), min(top, last[1]), max(right, last[2]), max(bottom, last[3]))
-        return Line(self.text[start:end], *edges, bottom - top, self._bold(start), start)
+        return Line(_END_HYPHEN.sub("-", self.text[start:end]), *edges, bottom - top, self._bold(start), start)
 
     def _bold(self, at: int) -> bool:
         if pdfium.FPDFText_GetFontWeight(self._page, at) >= 600:
@@ -120,20 +144,7 @@ class TextLayer:
         rect = self._rect
         if not pdfium.FPDFText_GetLooseCharBox(self._page, at, ctypes.byref(rect)):
             return (0.0, 0.0, 0.0, 0.0)
-        return rect.left, self._height - rect.top, rect.right, self._height - rect.bottom
-
-    def _turned(self, line: Line) -> bool:
-        """Whether a single letter stands upward or downward."""
-        return len(line.text) == 1 and abs(pdfium.FPDFText_GetCharAngle(self._page, line.start) % 3.1416 - 1.5708) < 0.2
-
-    def without_stamps(self, lines: Sequence[Line]) -> list[Line]:
-        """The lines but for columns of turned single letters, which would be letter salad."""
-        kept: list[Line] = []
-        for turned, run in itertools.groupby(lines, self._turned):
-            letters = list(run)
-            if not (turned and len(letters) >= _STAMP_LETTERS):
-                kept += letters
-        return kept
+        return self._view.box(rect.left, rect.bottom, rect.right, rect.top)
 
 
 def _trimmed(match: re.Match[str]) -> tuple[int, int]:
@@ -183,12 +194,14 @@ def _by_row(lines: Sequence[Line]) -> list[Line]:
     """Columns of cells, which some files hold one after the other, put together to rows."""
     ordered: list[Line] = []
     block: list[Line] = []
+    merged = 0
     for run in _downward(lines):
-        if block and _is_column_beside(block, run):
+        if block and merged < _MOST_RUNS and _is_column_beside(block, run):
+            merged += 1
             block = [line for row in rows_of(sorted([*block, *run], key=lambda line: line.middle)) for line in row]
         else:
             ordered += block
-            block = run
+            block, merged = run, 0
     return ordered + block
 
 
@@ -283,7 +296,7 @@ def join_lines(lines: Sequence[Line], compounds: Collection[str] = ()) -> str:
     width = margin - min(line.left for line in lines)
     text = lines[0].text
     for above, line in itertools.pairwise(lines):
-        if text[-1:] in _HYPHENS or (text.endswith("-") and text[-2:-1].isalpha() and line.text[:1].isalnum()):
+        if text.endswith("-") and text[-2:-1].isalnum() and line.text[:1].isalnum():
             text = text[:-1] + _hyphen(text[:-1], line.text, compounds)
         elif _CJK.match(text[-1:]) and _CJK.match(line.text):
             pass
@@ -292,14 +305,16 @@ def join_lines(lines: Sequence[Line], compounds: Collection[str] = ()) -> str:
         else:
             text += "\n"
         text += line.text
-    return text.rstrip(_HYPHENS).replace("\xad", "")
+    return text.replace("\xad", "")
 
 
 def _hyphen(before: str, after: str, compounds: Collection[str]) -> str:
     """What stood at the end of a line: nothing if it parted a word, a hyphen if the word has one."""
     first, second = _LAST_WORD.search(before[-_LONGEST_WORD:]), _FIRST_WORD.match(after)
-    if first is None or second is None:
-        return ""
-    if f"{first[0]}-{second[0]}".lower() in compounds or second[0][0].isdigit():
+    if first is None or second is None or f"{first[0]}-{second[0]}".lower() in compounds:
         return "-"
-    return "-" if second[0][0].isupper() and not first[0].isupper() else ""
+    if len(first[0]) == 1 or first[0][-1].isdigit() or second[0][0].isdigit() or _OPTION.search(before[-_LONGEST_WORD:]):
+        return "-"
+    if first[0][-1].isupper() or second[0][0].isupper():  # a word parted in capitals, or `non-GAAP` and the rating `BBB-`
+        return "" if first[0].isupper() and second[0].isupper() else "-"
+    return ""

@@ -31,24 +31,9 @@ class _Row:
 
     cells: tuple[Line, ...]
     lines: tuple[Line, ...]
-
-    @property
-    def amounts(self) -> list[Line]:
-        return [cell for cell in self.cells if is_amount(cell.text)]
-
-    @property
-    def is_data(self) -> bool:
-        """Whether it is a label with amounts beside it, or amounts alone."""
-        amounts = self.amounts
-        first = self.cells[0]
-        others = self.cells if first in amounts else self.cells[1:]
-        return (
-            bool(amounts)
-            and len(self.cells) > 1
-            and len(first.text) <= _LABEL_CHARACTERS
-            and sum(cell not in amounts for cell in others) <= len(amounts)
-            and all(len(cell.text) <= 30 for cell in others)
-        )
+    amounts: tuple[Line, ...]
+    is_data: bool
+    """Whether it is a label with amounts beside it, or amounts alone."""
 
 
 def aligned_tables(lines: Sequence[Line]) -> list[Line]:
@@ -103,7 +88,20 @@ def _row(lines: Sequence[Line]) -> _Row:
         else:
             cells.append(replace(cell, text=sign + _SPACED_SIGN.sub(r"\1", cell.text)))
         sign = next_sign
-    return _Row(tuple(cells), tuple(lines))
+    amounts = tuple(cell for cell in cells if is_amount(cell.text))
+    return _Row(tuple(cells), tuple(lines), amounts, _is_data(cells, amounts))
+
+
+def _is_data(cells: Sequence[Line], amounts: Sequence[Line]) -> bool:
+    first = cells[0]
+    others = cells if is_amount(first.text) else cells[1:]
+    return (
+        bool(amounts)
+        and len(cells) > 1
+        and len(first.text) <= _LABEL_CHARACTERS
+        and len(others) <= 2 * len(amounts)
+        and all(len(cell.text) <= 30 for cell in others)
+    )
 
 
 def _without_sign(line: Line) -> tuple[Line, str]:

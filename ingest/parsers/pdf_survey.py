@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeAlias
 
 from ingest.parsers.pdf_layout import Line
 from ingest.parsers.pdf_page import Page
@@ -19,13 +20,18 @@ _SAME_HEIGHT = 4.0
 _REPEATED = 0.4
 """Share of pages on which a line runs; left and right pages may take turns."""
 _LEAST_PAGES = 4
-_DIGITS = re.compile(r"\d+")
-_PAGE_NUMBER = re.compile(r"(?:page |p\. |[-–—(\[ ])*(?:#|[ivxlc]+)(?:(?: of | ?/ ?)#)?[-–—)\] .]*", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<!\d)(?<!\d[-.,/])[1-9]\d{0,4}(?![.,]?\d)")
+"""What may be a page's number; parts of longer numbers and what begins with a zero are not."""
+_MOST_NUMBERS = 8
+"""In a line; one with more is a row of data."""
+_ROMAN = re.compile(r"(?:page |p\. |[-–—(\[ ])*[ivxlc]+[-–—)\] .]*", re.IGNORECASE)
 _LINE = 300
 """Characters of a line that are looked at."""
 _COMPOUND = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)+")
 _MOST_COMPOUNDS = 2000
 _TITLE_RATIO = 1.15
+
+_Pattern: TypeAlias = tuple[str, int]
 
 
 def sample(pages: int) -> Sequence[int]:
@@ -45,15 +51,15 @@ class Survey:
     """Size of most of the text."""
     titles: tuple[float, ...]
     """Sizes of titles that are larger than the text, the largest first."""
-    running: dict[str, tuple[float, ...]]
-    """Headers and footers, digits as `#`, and their distances from the page's top, or negative from its bottom."""
+    running: dict[_Pattern, tuple[float, ...]]
+    """Headers and footers as `_patterns` has them, and their distances from the page's top, or negative from its bottom."""
     compounds: frozenset[str]
     """Words written with a hyphen."""
 
     @property
     def examples(self) -> str:
         """A few of the running lines, as a person may know them."""
-        return ", ".join(f"“{pattern[:60]}”" for pattern in list(self.running)[:3])
+        return ", ".join(f"“{pattern[:60]}”" for pattern, _ in list(self.running)[:3])
 
     def depth(self, paragraph: Sequence[Line]) -> int:
         """1 for the outermost titles and growing; 0 for what is no title."""
@@ -64,11 +70,13 @@ class Survey:
             return min(1 + sum(larger > size for larger in self.titles), 6)
         return min(len(self.titles) + 1, 6) if _stands_out(paragraph, size, self.body) else 0
 
-    def is_running(self, line: Line, height: float) -> bool:
-        """Whether a line is a header, a footer or a page number."""
-        place = _place(line, height)
+    def is_running(self, line: Line, page: Page) -> bool:
+        """Whether a line of a page is a header, a footer or a page number."""
+        place = _place(line, page.height)
         return place is not None and any(
-            abs(place - known) <= _SAME_HEIGHT for known in self.running.get(_pattern(line.text), ())
+            abs(place - known) <= _SAME_HEIGHT
+            for pattern in _patterns(line.text, page.number)
+            for known in self.running.get(pattern, ())
         )
 
 
@@ -88,16 +96,17 @@ def survey(pages: Sequence[Page], paragraphs: Iterable[Sequence[Line]]) -> Surve
     return Survey(body, titles, _running(pages, body * _TITLE_RATIO), compounds)
 
 
-def _running(pages: Sequence[Page], largest: float) -> dict[str, tuple[float, ...]]:
+def _running(pages: Sequence[Page], largest: float) -> dict[_Pattern, tuple[float, ...]]:
     """Lines that stand on many pages at the same height, and are no larger than this, as titles are."""
     if len(pages) < _LEAST_PAGES:
         return {}
-    places: dict[str, list[float]] = defaultdict(list)
+    places: dict[_Pattern, list[float]] = defaultdict(list)
     for page in pages:
-        small = (line for line in page.lines if line.size < largest)
-        for pattern, place in dict.fromkeys((_pattern(line.text), _place(line, page.height)) for line in small):
+        small = [(line.text, _place(line, page.height)) for line in page.lines if line.size < largest]
+        for text, place in dict.fromkeys(small):
             if place is not None:
-                places[pattern].append(place)
+                for pattern in _patterns(text, page.number):
+                    places[pattern].append(place)
     least = max(3, _REPEATED * len(pages))
     found = {pattern: _heights(each, least) for pattern, each in places.items() if len(each) >= least}
     return {pattern: heights for pattern, heights in found.items() if heights}
@@ -122,10 +131,17 @@ def _place(line: Line, height: float) -> float | None:
     return min(line.middle - height, -0.01) if line.middle >= (1 - _EDGE) * height else None
 
 
-def _pattern(text: str) -> str:
-    """The same for the same line on all pages."""
-    pattern = " ".join(_DIGITS.sub("#", text[:_LINE]).split())
-    return "#" if _PAGE_NUMBER.fullmatch(pattern) else pattern
+def _patterns(text: str, page: int) -> Iterator[_Pattern]:
+    """The line, and the line with each number that may be its page's as `#`, and how far that is ahead of `page`.
+
+    One of them is the same for the same running line on all pages. Lines that differ in other numbers are data.
+    """
+    line = " ".join(text[:_LINE].split())
+    yield ("#" if _ROMAN.fullmatch(line) else line), 0
+    numbers = list(_NUMBER.finditer(line))
+    if len(numbers) <= _MOST_NUMBERS:
+        for number in numbers:
+            yield f"{line[: number.start()]}#{line[number.end() :]}", int(number[0]) - page
 
 
 def paragraph_size(paragraph: Sequence[Line]) -> float:

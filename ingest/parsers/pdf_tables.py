@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,11 +37,11 @@ def is_amount(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """The edges of columns and rows, and the vertical rules between them."""
+    """The edges of columns and rows, and for each row the columns that have a rule at their left."""
 
     columns: Sequence[float]
     rows: Sequence[float]
-    verticals: Sequence[Box]
+    ruled: Sequence[Sequence[int]]
 
     def holds(self, line: Line) -> bool:
         center = (line.left + line.right) / 2
@@ -54,13 +54,19 @@ class _Grid:
         """Row and column in which a piece of text stands; what spans columns is in their first."""
         row = _interval(self.rows, piece.middle)
         column = _interval(self.columns, (piece.left + piece.right) / 2)
-        while column and not self._parted(row, self.columns[column]):
-            column -= 1
-        return row, column
+        ruled = self.ruled[row]
+        return row, ruled[bisect_right(ruled, column) - 1]
 
-    def _parted(self, row: int, x: float) -> bool:
-        middle = (self.rows[row] + self.rows[row + 1]) / 2
-        return any(abs(rule[0] - x) <= _SNAP and rule[1] - _SNAP <= middle <= rule[3] + _SNAP for rule in self.verticals)
+
+def _ruled_columns(columns: Sequence[float], rows: Sequence[float], verticals: Iterable[Box]) -> list[list[int]]:
+    """For each row the columns, in order, that have a rule at their left; the first is one in any case."""
+    middles = [(above + below) / 2 for above, below in itertools.pairwise(rows)]
+    ruled: list[set[int]] = [{0} for _ in middles]
+    for rule in verticals:
+        near = range(bisect_left(columns, rule[0] - _SNAP), min(bisect_right(columns, rule[0] + _SNAP), len(columns) - 1))
+        for row in range(bisect_left(middles, rule[1] - _SNAP), bisect_right(middles, rule[3] + _SNAP)):
+            ruled[row].update(near)
+    return [sorted(each) for each in ruled]
 
 
 def _interval(edges: Sequence[float], value: float) -> int:
@@ -80,7 +86,7 @@ def _grids(rules: Sequence[Box]) -> Iterator[_Grid]:
             if _are_drawn(columns, vertical, 0, rows[-1] - rows[0]) and _are_drawn(
                 rows, horizontal, 1, columns[-1] - columns[0]
             ):
-                yield _Grid(columns, rows, vertical)
+                yield _Grid(columns, rows, _ruled_columns(columns, rows, vertical))
 
 
 def _are_drawn(edges: Sequence[float], rules: Sequence[Box], axis: int, length: float) -> bool:
@@ -127,7 +133,7 @@ def _snapped(values: Iterable[float]) -> list[float]:
 def ruled_tables(lines: list[Line], rules: Sequence[Box], words: Words) -> list[Line]:
     """The lines of a page, those inside drawn grids replaced by one that holds the table."""
     for grid in _grids(rules):
-        inside = [line for line in lines if grid.holds(line)]
+        inside = [line for line in lines if not line.table and grid.holds(line)]  # a table may stand in a cell of another
         table = None if _goes_on_beside(grid, lines) else _ruled_table(grid, inside, words)
         if table is not None:
             at = lines.index(inside[0])
