@@ -167,6 +167,7 @@ class Receipt(BaseModel):
     pages_without_text: int = Field(0, description="pages on which nothing was read, neither as text nor by OCR")
     page_characters: list[int] = Field([], description="characters on each page")
     ocr_pages: int = Field(0, description="pages that were read as images")
+    ocr_words: int = Field(0, description="words that were recognised on them")
     ocr_confidence: float | None = Field(None, description="mean over the recognised words, 0 to 100")
     tables_seen: int = Field(0, description="tables that the file holds, as far as its format says")
     tables: int = Field(0, description="tables kept as rows")

@@ -28,8 +28,10 @@ _LONG_SECTION = 20_000
 """Characters after which a section ends with a block: a long document without titles can be cut before all of it is read."""
 _CHARACTERS_PER_TOKEN = 12
 """A passage has at most this many characters for each token: some tokenizers call any endless word one unknown token."""
-_LEADS = re.compile(r"\W*$|\s*(?:@|#|//|/\*|\*|--)")
+_ABOVE_OPENING = re.compile(r"\W*$|\s*(?:@|#|//|/\*|\*|--)")
 """A line above the first of a function: a brace, a comment, a decorator."""
+_HEADING_CHARACTERS = 200
+"""A longer title is shortened in `Piece.headings`, which every passage below it carries."""
 _BLANK = re.compile(r"\n[ \t]*(?=\n)")
 
 
@@ -58,7 +60,7 @@ class Piece:
     text: str
     page: int | None
     headings: tuple[str, ...]
-    """Titles above the text, outermost first, its own included."""
+    """Titles above the text, outermost first, its own included, each shortened if it is very long."""
     context: str
 
 
@@ -99,8 +101,8 @@ class Chunker:
         start = blocks[0].start
         text = SEPARATOR.join(block.text for block in blocks)
         local = tuple(block.moved(-start) for block in blocks)
-        above = tuple(title.moved(-start) for title in path)
-        for piece in _Cutter(text, local, above, self._tokenizer, self._chunking).pieces():
+        titles = tuple(title.moved(-start) for title in path)
+        for piece in _Cutter(text, local, titles, self._tokenizer, self._chunking).pieces():
             yield replace(piece, start=piece.start + start, end=piece.end + start)
 
 
@@ -166,49 +168,48 @@ def _run_end(text: str, start: int) -> int:
 
 
 class _Cutter:
+    """Cuts one section, whose titles are `path`."""
+
     def __init__(
-        self, text: str, blocks: Sequence[Block], above: Sequence[Block], tokenizer: Tokenizer, chunking: Chunking
+        self, text: str, blocks: Sequence[Block], path: Sequence[Block], tokenizer: Tokenizer, chunking: Chunking
     ) -> None:
         self._text = text
         self._blocks = blocks
-        self._above = above
+        self._path = path
         self._starts = [block.start for block in blocks]
         self._tokenizer = tokenizer
         self._chunking = chunking
         self._window = min(chunking.size or BEST_SIZE, tokenizer.window)
         self._tokens = _Tokens(text, tokenizer)
         self._marks: tuple[int, list[list[int]]] = (-1, [])
+        self._opening_line: Callable[[int], tuple[str, int]] = lru_cache(maxsize=1)(lambda at: _opening_line(blocks[at]))
         self._count: Callable[[str], int] = lru_cache(maxsize=1024)(lambda text: len(tokenizer.token_starts(text)))
 
     def pieces(self) -> Iterator[Piece]:
-        for section in _sections(self._blocks, self._above):
-            yield from self._cut(section)
-
-    def _cut(self, section: _Section) -> Iterator[Piece]:
-        start, stop = self._blocks[section.first].start, self._blocks[section.last - 1].end
+        start, stop = self._blocks[0].start, self._blocks[-1].end
         covered = start
         while covered < stop:
-            context = self._context(section, start)
-            end = self._end(section, start, covered, stop, context)
+            context = self._context(start)
+            end = self._end(start, covered, stop, context)
             if self._text[covered:end].strip():  # more than white space after what was repeated
-                yield self._piece(start, end, section, context)
+                yield self._piece(start, end, context)
             covered = end
             start = self._next_start(start, end) if end < stop else stop
 
-    def _piece(self, start: int, end: int, section: _Section, context: str) -> Piece:
+    def _piece(self, start: int, end: int, context: str) -> Piece:
         body = self._text[start:end]
         first, last = end - len(body.lstrip()), start + len(body.rstrip())
         block = self._block(first)
-        headings = (*(title.text for title in section.path), *block.within)
+        headings = (*(_heading(title.text) for title in self._path), *block.within)
         return Piece(first, last, self._text[first:last], block.page, headings, context)
 
     # Where a piece ends
 
-    def _end(self, section: _Section, start: int, covered: int, stop: int, context: str) -> int:
+    def _end(self, start: int, covered: int, stop: int, context: str) -> int:
         """The best end after `covered` for a piece that begins at `start`, certain to fit the window."""
         room = self._room(context)
         while True:
-            end = self._fitting_end(section, start, covered, stop, max(room, 1))
+            end = self._fitting_end(start, covered, stop, max(room, 1))
             body = self._text[start:end].strip()
             used = len(self._tokenizer.token_starts(f"{context}\n{body}" if context else body))
             if used <= self._window or end - covered <= 1:
@@ -222,16 +223,16 @@ class _Cutter:
     def _room(self, context: str) -> int:
         return self._window - (self._count(context) + 1 if context else 0)
 
-    def _fitting_end(self, section: _Section, start: int, covered: int, stop: int, room: int) -> int:
+    def _fitting_end(self, start: int, covered: int, stop: int, room: int) -> int:
         limit = min(self._tokens.limit(start, room, stop), start + room * _CHARACTERS_PER_TOKEN)
         if limit >= stop:
             return stop
         least = covered + (limit - covered) // 2
-        for mark in self._ends_before(section, limit, least, covered):
+        for mark in self._ends_before(limit, least, covered):
             return mark
         return max(whole_character(self._text, limit, covered), covered + 1)
 
-    def _ends_before(self, section: _Section, limit: int, least: int, covered: int) -> Iterator[int]:
+    def _ends_before(self, limit: int, least: int, covered: int) -> Iterator[int]:
         """Ends not beyond `limit`, the best first: of a block, of a sentence or row, of a line, of a word.
 
         A piece is half full at least, unless its next block is a function or a list that fits whole into the next piece.
@@ -240,7 +241,7 @@ class _Cutter:
         block = self._blocks[at]
         if covered < block.end <= limit and block.kind != "title":
             yield block.end
-        half = covered if block.kind in {"code", "list"} and self._fits(section, block) else max(least, covered)
+        half = covered if block.kind in {"code", "list"} and self._fits(block) else max(least, covered)
         if block.start > half and self._blocks[at - 1].kind != "title":
             yield block.start
         marks = self._inner_ends(at)
@@ -258,8 +259,8 @@ class _Cutter:
         if word > covered:
             yield word
 
-    def _fits(self, section: _Section, block: Block) -> bool:
-        room = self._room(self._context(section, block.start))
+    def _fits(self, block: Block) -> bool:
+        room = self._room(self._context(block.start))
         return self._tokens.limit(block.start, room, block.end) == block.end
 
     def _word_end(self, limit: int, covered: int) -> int:
@@ -305,11 +306,11 @@ class _Cutter:
 
     # What stands in front of a piece
 
-    def _context(self, section: _Section, start: int) -> str:
+    def _context(self, start: int) -> str:
         """Titles above that are not in the piece itself, and the first line of the table or function that it begins in."""
         if not self._chunking.context:
             return ""
-        path = [title.text for title in section.path if title.start < start and title.end <= start]
+        path = [title.text for title in self._path if title.start < start and title.end <= start]
         path += self._block(start).within
         most = self._window // 4
         while len(path) > 1 and self._count(" > ".join(path)) > most:
@@ -319,20 +320,18 @@ class _Cutter:
 
     def _opening(self, start: int) -> str:
         """The header of the table, or the first line of the function, that is cut at `start`."""
-        block = self._block(start)
+        at = self._index(start)
+        block = self._blocks[at]
         if block.kind not in {"table", "code"} or not block.start < start < block.end:
             return ""
-        end = block.start - 1
-        for line in block.text.split("\n"):
-            end += 1 + len(line)
-            if end > start:
-                break
-            if block.kind == "table" or not _LEADS.match(line):
-                return line.strip()
-        return ""
+        line, end = self._opening_line(at)
+        return line if end <= start else ""
 
     def _block(self, at: int) -> Block:
-        return self._blocks[max(bisect_right(self._starts, at) - 1, 0)]
+        return self._blocks[self._index(at)]
+
+    def _index(self, at: int) -> int:
+        return max(bisect_right(self._starts, at) - 1, 0)
 
     def _shortened(self, text: str, most: int) -> str:
         text = text[: most * _CHARACTERS_PER_TOKEN]
@@ -340,6 +339,23 @@ class _Cutter:
             cut = text[: starts[most]].rstrip()
             text = cut if len(cut) < len(text) else text[:-1]
         return text
+
+
+def _opening_line(block: Block) -> tuple[str, int]:
+    """The line that says what a table or a piece of code is, and where it ends."""
+    end = block.start - 1
+    for line in block.text.split("\n"):
+        end += 1 + len(line)
+        if block.kind == "table" or not _ABOVE_OPENING.match(line):
+            return line.strip(), end
+    return "", end
+
+
+def _heading(title: str) -> str:
+    if len(title) <= _HEADING_CHARACTERS:
+        return title
+    title = title.strip()
+    return title[: whole_character(title, _HEADING_CHARACTERS, 0)].rsplit(None, 1)[0] + "…"
 
 
 _JOINER, _SELECTORS = "\u200d", "\ufe0e\ufe0f"

@@ -25,6 +25,8 @@ _PROSE = 150
 """Characters of a paragraph that is no menu and no caption."""
 _WIDEST = 1000
 """Cells of a row; trafilatura's time grows with their square."""
+_LONGEST = 1_000_000
+"""Characters of a page whose main text is looked for; that takes about a hundred bytes of memory for each."""
 _MARKER = re.compile(r"^\s*(?:-|\d+\.) ")
 
 WHOLE = "No main text could be told from its frame; the whole page is kept."
@@ -36,7 +38,8 @@ def main_text(tree: Any, drafts: Sequence[Draft]) -> tuple[list[Draft], str]:
     A forum, a table or an index page is none: what trafilatura would drop there is running text, rows or code.
     `tree` is the page, and is consumed.
     """
-    if tree.xpath("boolean(//tr[count(td | th) > $widest])", widest=_WIDEST):
+    long = sum(len(draft.text) for draft in drafts) > _LONGEST
+    if long or tree.xpath("boolean(//tr[count(td | th) > $widest])", widest=_WIDEST):
         return list(drafts), WHOLE
     kept = _kept(drafts, _Text(_extracted(tree)))
     before, after = _characters(drafts), _characters(kept)
@@ -80,29 +83,31 @@ class _Text:
 
     def __init__(self, visible: str) -> None:
         self._visible = visible
+        self._parts = {visible[at : at + _PART] for at in range(len(visible) - _PART + 1)}
         self._position = 0
 
     def holds(self, line: str) -> bool:
         wanted = _visible(_MARKER.sub("", line).replace(" | ", ""))
         if not wanted:
             return False
-        at = self._visible.find(wanted, self._position)
         if len(wanted) < _LONG:
-            return 0 <= at <= self._position + _GAP and self._reached(at + len(wanted))
-        if at < 0:
-            at = self._visible.find(wanted)
-        return self._reached(at + len(wanted)) if at >= 0 else self._holds_most(wanted)
-
-    def _holds_most(self, wanted: str) -> bool:
+            at = self._visible.find(wanted, self._position, self._position + _GAP + len(wanted))
+            return self._reached(at, wanted)
         parts = [wanted[at : at + _PART] for at in range(0, len(wanted) - _PART + 1, _PART)]
-        found = [part for part in parts if part in self._visible]
-        if len(parts) < 2 or len(found) < _SAME * len(parts):
-            return False
-        return self._reached(self._visible.find(found[-1]) + _PART)
+        found = [part for part in parts if part in self._parts]
+        if len(found) == len(parts) and self._reached(self._find(wanted), wanted):
+            return True
+        return len(parts) > 1 and len(found) >= _SAME * len(parts) and self._reached(self._find(found[-1]), found[-1])
 
-    def _reached(self, position: int) -> bool:
-        self._position = position
-        return True
+    def _find(self, wanted: str) -> int:
+        """After what was found last, if it is there: then only so much is searched as lies between."""
+        at = self._visible.find(wanted, self._position)
+        return at if at >= 0 else self._visible.find(wanted)
+
+    def _reached(self, at: int, found: str) -> bool:
+        if at >= 0:
+            self._position = at + len(found)
+        return at >= 0
 
 
 def _kept(drafts: Sequence[Draft], main: _Text) -> list[Draft]:

@@ -19,12 +19,15 @@ _XML_DECLARATION = re.compile(r"^\s*<\?xml[^>]{0,200}\?>")
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _HUGE_TAG = re.compile(r"<(\w+)\s[^<>]{50000,}>")
 """Inline images, or a flood of attributes, which libxml2 reads in quadratic time."""
+_TEMPLATE = re.compile(r"<(/?)template\b[^<>]*>", re.IGNORECASE)
 _UNSEEN = frozenset({"script", "style", "noscript", "template", "iframe", "head", "title"})
 _INLINE_TAGS = (
     "a abbr acronym b bdi bdo big button cite code data del dfn em font i img input ins kbd label mark nobr output picture q "
     "rp rt ruby s samp small span strike strong sub sup time tspan tt u var wbr"
 )
 _INLINE = frozenset(_INLINE_TAGS.split())
+_ROWS = frozenset({"tr", "thead", "tbody", "tfoot"})
+_CELLS = frozenset({"td", "th"})
 _TITLES = {f"h{depth}": depth for depth in range(1, 7)}
 _LISTS = frozenset({"ul", "ol", "menu", "dl", "select", "datalist"})
 _ITEMS = frozenset({"li", "dt", "option"})
@@ -71,12 +74,18 @@ def html_drafts(text: str) -> tuple[list[Draft], int, list[str]]:
 
 def tree(text: str) -> Any:
     """The page's root element; None if nothing in it is markup or text."""
-    text = _HUGE_TAG.sub(r"<\1>", _XML_DECLARATION.sub("", text))
+    text = _without_open_templates(_HUGE_TAG.sub(r"<\1>", _XML_DECLARATION.sub("", text)))
     parser = html.HTMLParser(remove_comments=True, remove_pis=True, huge_tree=True)
     try:
         return etree.fromstring(text, parser)
     except etree.XMLSyntaxError:
         return None
+
+
+def _without_open_templates(text: str) -> str:
+    """A template that never ends would hide the rest of the page: where one is open, none is taken for a template."""
+    slashes = _TEMPLATE.findall(text)
+    return text if slashes.count("/") >= slashes.count("") else _TEMPLATE.sub("", text)
 
 
 def _depth_exceeds(root: Any, limit: int) -> bool:
@@ -139,9 +148,7 @@ class _Reader:
         elif tag in _TITLES:
             self._emit("title", _text(element), _TITLES[tag])
         elif tag == "table" and (rows := _rows(element)):
-            caption = element.find("caption")
-            if caption is not None:
-                self._emit("text", _text(caption))
+            self._emit("text", _caption(element))
             self._emit("table", table_text(rows))
         else:
             return False
@@ -236,19 +243,37 @@ def _words(text: str) -> str:
 
 
 def _rows(table: Any) -> list[list[str]]:
-    """The cells of a table that holds data; none if it lays out a page."""
+    """The cells of a table that holds data; none if it lays out a page, or shows text outside of its cells."""
     if table.find(".//table") is not None or any(table.find(f".//{tag}") is not None for tag in (*_TITLES, "pre")):
         return []
-    lines = [row for row in table.iter("tr") if not _unseen(row)]
-    rows = [[_text(cell) for cell in row if _tag(cell) in {"td", "th"} and not _unseen(cell)] for row in lines]
-    if max(map(len, rows), default=0) < 2 or any(len(cell) > _CELL_CHARACTERS for row in rows for cell in row):
+    rows: list[list[str]] = [[]]
+    walk = etree.iterwalk(table, events=("start", "end"))
+    for event, element in walk:
+        tag = _tag(element)
+        if tag in _ROWS:
+            rows.append([])
+        if event == "start" and (tag in _CELLS or _unseen(element)):
+            walk.skip_subtree()
+            if not _unseen(element):
+                rows[-1].append(_text(element))
+    cells = [cell for row in rows for cell in row]
+    if max(map(len, rows)) < 2 or any(len(cell) > _CELL_CHARACTERS for cell in cells):
         return []
-    return rows
+    return rows if _size(_text(table)) == _size("".join(cells) + _caption(table)) else []
+
+
+def _caption(table: Any) -> str:
+    caption = table.find("caption")
+    return "" if caption is None or _unseen(caption) else _text(caption)
+
+
+def _size(text: str) -> int:
+    return sum(map(len, text.split()))
 
 
 def _flat(text: str) -> list[Draft]:
     flat = _Flat()
-    flat.feed(text)
+    flat.feed(_without_open_templates(text))
     flat.close()
     return [Draft("text", " ".join("".join(pieces).split())) for pieces in flat.paragraphs]
 
@@ -262,7 +287,7 @@ class _Flat(HTMLParser):
         self._unseen = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        if not self._unseen and tag in _UNSEEN:
+        if not self._unseen and tag in _UNSEEN - {"head"}:  # whose end may be left out, and which has no text of its own
             self._unseen = tag
         self._part(tag)
 

@@ -16,6 +16,7 @@ SEPARATOR = "\n\n"
 
 _LINE_END = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # What PostgreSQL (NUL), UTF-8 (lone surrogates) or a reader (the other controls) cannot take.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -122,6 +123,8 @@ class Receipt:
     images_skipped: int = 0
     """Images whose text, if any, was not read."""
     ocr_pages: int = 0
+    ocr_words: int = 0
+    """Words that were recognised on them."""
     ocr_confidence: float | None = None
     """Mean confidence of the words on the pages that were recognised, 0 to 100; None if none were."""
     notes: tuple[str, ...] = ()
@@ -131,8 +134,8 @@ class Receipt:
 
     def __add__(self, later: Receipt) -> Receipt:
         """Of two portions of one document."""
-        ocr_pages = self.ocr_pages + later.ocr_pages
-        confidence = (self.ocr_confidence or 0.0) * self.ocr_pages + (later.ocr_confidence or 0.0) * later.ocr_pages
+        ocr_words = self.ocr_words + later.ocr_words
+        confidence = (self.ocr_confidence or 0.0) * self.ocr_words + (later.ocr_confidence or 0.0) * later.ocr_words
         return replace(
             self,
             replaced_characters=self.replaced_characters + later.replaced_characters,
@@ -144,8 +147,9 @@ class Receipt:
             tables_seen=self.tables_seen + later.tables_seen,
             tables=self.tables + later.tables,
             images_skipped=self.images_skipped + later.images_skipped,
-            ocr_pages=ocr_pages,
-            ocr_confidence=round(confidence / ocr_pages, 1) if ocr_pages else None,
+            ocr_pages=self.ocr_pages + later.ocr_pages,
+            ocr_words=ocr_words,
+            ocr_confidence=round(confidence / ocr_words, 1) if ocr_words else None,
             notes=self.notes + later.notes,
             seconds=round(self.seconds + later.seconds, 3),
             needs_attention=self.needs_attention or later.needs_attention,
@@ -170,6 +174,8 @@ class Parsed:
 
 def clean(text: str) -> tuple[str, int]:
     """Line ends as `\\n`, without characters that cannot be stored or shown; and how many of those there were."""
+    if _SURROGATE.search(text):  # PDFium writes a character beyond U+FFFF as two of them, which belong together
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     text = _LINE_END.sub("\n", text)
     return _UNWANTED.subn("", text)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
+import ingest.chunk
 from ingest.chunk import BEST_SIZE, Chunking, Piece, chunk, whole_character
 from ingest.parsers import Draft, Parsed, Receipt, assemble
 
@@ -166,6 +167,25 @@ def test_the_rest_of_a_function_is_found_by_its_first_line() -> None:
     assert pieces[0].context == "class Shop"
     assert {piece.context for piece in pieces[1:]} == {"class Shop\ndef total(cart):"}
     assert {piece.headings for piece in pieces} == {("class Shop",)}
+
+
+def test_the_first_line_of_a_block_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_for = []
+    find = ingest.chunk._opening_line
+    monkeypatch.setattr(ingest.chunk, "_opening_line", lambda block: looked_for.append(block.kind) or find(block))
+    rows = "\n".join(f"name{at} | {at}" for at in range(200))
+    pieces = chunk(document(("table", f"who | many\n{rows}"), ("code", f"-- all of them\n{rows}")), Words(24), Chunking())
+    assert len(pieces) > 40
+    assert looked_for == ["table", "code"]
+
+
+def test_a_very_long_title_is_shortened_in_headings() -> None:
+    emoji = "👍🏽" * 150
+    for title, heading in (("word " * 60, "word " * 38 + "word…"), ("a" * 200, "a" * 200), (emoji, "👍🏽" * 100 + "…")):
+        parsed = document(("title", title, None, 1), ("text", "x " * 60))
+        pieces = chunk(parsed, Words(20), Chunking())
+        assert {piece.headings for piece in pieces} == {(heading,)}
+        check(parsed, pieces, Words(20), Chunking())
 
 
 SIZES = st.lists(st.tuples(st.sampled_from(["text", "code", "list"]), st.integers(1, 25)), min_size=1, max_size=12)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from ingest.parsers import Options, Parsed, parse
+from ingest.parsers.article import WHOLE, _Text
 from ingest.parsers.media import HTML
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpora" / "files"
@@ -65,7 +67,16 @@ def test_a_page_that_is_no_article_is_kept_whole() -> None:
     for page in (forum, "<p>short</p>", f"<html><body>{FRAME}</body></html>"):
         parsed = read(page)
         assert parsed.text == read(page, "full").text
-        assert parsed.receipt.notes == ("No main text could be told from its frame; the whole page is kept.",)
+        assert parsed.receipt.notes == (WHOLE,)
+    assert WHOLE == "No main text could be told from its frame; the whole page is kept."
+
+
+def test_the_main_text_of_a_long_page_is_looked_for_in_linear_time() -> None:
+    main = _Text("".join(map(str, range(100_000))))
+    started = time.process_time()
+    assert not any(main.holds(f"{at} " * 12) for at in range(10_000, 15_000))
+    assert time.process_time() - started < 1
+    assert read(f"<html><body>{FRAME}<article><p>{SENTENCE * 11_000}</p></article></body></html>").receipt.notes == (WHOLE,)
 
 
 def test_tables_of_a_page_are_kept() -> None:
@@ -90,6 +101,14 @@ def test_tables_of_a_page_are_kept() -> None:
         ("<ul><li>a<h2>Head</h2>b</li></ul>", "- a\n\nHead\n\n  b"),
         ("<table><tr><td>a<br>b</td><td>c<p>d</p></td></tr></table>", "a b | c d"),
         ("<table><caption>What</caption><tr><td>1</td><td>2</td></tr></table>", "What\n\n1 | 2"),
+        ("<table><caption hidden>NO</caption><tr><td>1</td><td>2</td></tr></table>", "1 | 2"),
+        ("<table><thead><th>Name<th>Age</thead><tr><td>Ann</td><td>7</td></tr></table>", "Name | Age\nAnn | 7"),
+        ("<table><tr><td>Ann<td>7</tr><tr><form><td>Bob</td><td>6</td></form></tr></table>", "Ann | 7\nBob | 6"),
+        ("<table><tr><td>Ann<td>7</tr><td>Bob</td><td>6</td><tfoot><td>sum</table>", "Ann | 7\nBob | 6\nsum"),
+        ("<table><tr><td>Ann<td>7</tr><tbody hidden><tr><td>NO<td>NO</tbody></table>", "Ann | 7"),
+        ("<table>intro<tr><td>1</td><td>2</td></tr>stray</table>", "intro\n\n1\n\n2\n\nstray"),
+        ("<p>a</p><template><p>NO</p></template><p>b</p>", "a\n\nb"),
+        ("<p>a</p><template><p>b</p><div>c</div>", "a\n\nb\n\nc"),
         ("<table><tr><td><h1>Layout</h1></td><td><p>text</p></td></tr></table>", "Layout\n\ntext"),
         ("<table><tr><td><table><tr><td>1</td><td>2</td></tr></table></td></tr></table>", "1 | 2"),
         ("<pre>a\n  <b>b</b><br>c</pre>", "a\n  b\nc"),
@@ -97,6 +116,18 @@ def test_tables_of_a_page_are_kept() -> None:
 )
 def test_markup_becomes_what_a_reader_sees(markup: str, text: str) -> None:
     assert read(f"<html><body>{markup}</body></html>", "full").text == text
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html><head><title>NO</title><style>NO</style><body>{}text",
+        "<html><head></head><body><template>{}text",
+        "<html><body><template>NO</template>{}<script>NO</script>text",
+    ],
+)
+def test_a_page_nested_too_deeply_keeps_its_text(page: str) -> None:
+    assert read(page.format("<div>" * 3000)).text == "text"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,8 +69,28 @@ def test_any_portions_make_the_passages_of_the_whole(drafts: list, cuts: list, c
 
 
 def test_a_document_without_titles_is_cut_before_its_end() -> None:
-    portion = assemble([Draft("text", "A sentence of a long text. " * 20) for _ in range(100)], Receipt("test"))
-    assert len(list(Chunker(Words(30), Chunking()).cut(portion))) > 100
+    made = [Draft("text", "A sentence of a long text. " * 20) for _ in range(100)]
+    whole = assemble([Draft("title", "Long", None, 1), *made], Receipt("test"))
+    for edge in (1, 37, 38, 39, 80):  # with 38 of them the first section has grown too long
+        chunker = Chunker(Words(30), Chunking())
+        first = list(chunker.cut(assemble([Draft("title", "Long", None, 1), *made[:edge]], Receipt("test"))))
+        assert bool(first) == (edge >= 38)
+        pieces = [*first, *chunker.cut(assemble(made[edge:], Receipt("test"))), *chunker.rest()]
+        assert pieces == chunk(whole, Words(30), Chunking())
+
+
+def test_characters_written_as_two_surrogates_are_made_whole() -> None:
+    parsed = assemble([Draft("text", "\ud835\udc00 = \ud842\udfb7\ud800 \U0001f600")], Receipt("test"))
+    assert (parsed.text, parsed.receipt.removed_characters) == ("𝐀 = 𠮷 😀", 1)
+
+
+def test_confidence_of_portions_is_weighted_by_their_words() -> None:
+    read = Receipt("test", pages=2, ocr_pages=2, ocr_words=300, ocr_confidence=90.0)
+    poor = Receipt("test", pages=1, ocr_pages=1, ocr_words=100, ocr_confidence=50.0)
+    blank = Receipt("test", pages=30, ocr_pages=30)
+    both = read + blank + poor
+    assert (both.ocr_pages, both.ocr_words, both.ocr_confidence) == (33, 400, 80.0)
+    assert (blank + blank).ocr_confidence is None
 
 
 async def portioned(seen: list[str], *texts: str) -> AsyncGenerator[Parsed]:
@@ -116,17 +137,26 @@ async def test_portions_are_embedded_as_they_come_and_progress_counts_pages() ->
     assert passages.tokens_cut == 0
 
 
-async def test_a_long_pdf_is_read_one_portion_ahead_and_no_further(tmp_path: Path) -> None:
+async def test_a_long_pdf_is_read_one_portion_ahead_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
     path = tmp_path / "long.pdf"
     path.write_bytes(pdf(*(lines(72, 600, f"Sentence number {at} of the text.") for at in range(150))))
     pool = ParserPool(workers=1)
+    run = pool._run
+
+    async def counted(*arguments: Any) -> Any:
+        started.append(arguments)
+        return await run(*arguments)
+
+    monkeypatch.setattr(pool, "_run", counted)
     try:
         async with aclosing(pool.portions(path, "long.pdf", PDF)) as portions:
             first = await anext(portions)
             assert first.rest is not None
             assert (first.rest.done, first.rest.pages) == (32, 150)
             await asyncio.sleep(1)
-            assert len(pool._running) <= 1
+            assert len(started) == 2
+            assert not pool._running  # the second has long been read
         assert not pool._running
         whole = await pool.parse(path, "long.pdf", PDF)
         assert whole.receipt.pages == 150
