@@ -9,6 +9,7 @@ from typing import Literal
 
 from app.settings import Settings
 from app.wiring import Service, open_service
+from ingest.parsers.isolation import ParserPool
 from ingest.records import Collection
 from retrieval.errors import FootnoteError
 
@@ -31,6 +32,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             yield await _catalog(service)
             yield await _store(service)
             yield await _embedder(service)
+            yield await _parsers()
             async for finding in _collections(service):
                 yield finding
             yield await _jobs(service)
@@ -76,6 +78,19 @@ async def _embedder(service: Service) -> Finding:
             f"{spec} gave {vector.shape[0]} dimensions and promised {embedder.dimension}: its files do not fit together",
         )
     return Finding("embedder", "ok", f"{spec}, {embedder.dimension} dimensions, window {embedder.tokenizer.window} tokens")
+
+
+async def _parsers() -> Finding:
+    """May what reads hostile files send anything anywhere? Told by a process that was started as those are."""
+    pool = ParserPool(workers=1)
+    try:
+        reachable = await pool.has_network()
+    finally:
+        await pool.close()
+    detail = (
+        "network reachable (the container forbids it to be left; block egress of the workers)" if reachable else "no network"
+    )
+    return Finding("parsers", "ok", detail)
 
 
 async def _collections(service: Service) -> AsyncIterator[Finding]:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.chunk import Chunking
 from ingest.database import Database, new_id
-from ingest.documents import below, blob_lock, cancel_queued, remove, require_originals
+from ingest.documents import Room, below, blob_lock, cancel_queued, remove, require_originals, room_below
 from ingest.filter_keys import type_name
 from ingest.records import (
     Accepted,
@@ -32,10 +32,6 @@ from retrieval.types import Metadata
 
 RETIRED_SECONDS = 60
 """How long a retired generation stays in the store, for the queries that had begun on it."""
-MAX_DEPTH = 4
-"""An archive holds a mailbox, it a message, this a forwarded message, and that an attachment; nothing deeper is read."""
-MAX_PARTS = 10_000
-"""How many documents may come out of one upload, at all depths together."""
 
 
 class Catalog:
@@ -252,7 +248,7 @@ class Catalog:
         """Raises `DocumentNotFound`."""
         found = await self._documents(documents.c.id == document_id, limit=1)
         if not found:
-            raise DocumentNotFound(f"there is no document {document_id!r}; GET /documents lists them")
+            raise _no_document(document_id)
         return found[0]
 
     async def list_documents(
@@ -284,27 +280,23 @@ class Catalog:
         async with self.database.writing() as connection:
             row = await self._row(connection, found)
             if row is None:
-                raise DocumentNotFound(f"there is no document {document_id!r}; GET /documents lists them")
+                raise _no_document(document_id)
             await self.database.lock(connection, f"collection:{row['collection']}")  # no part may be added meanwhile
             await remove(connection, [document_id])
-            return str((await self._one(connection, found))["job_id"])
+            row = await self._row(connection, found)
+        if row is None:  # its deletion ended while we waited for the lock
+            raise _no_document(document_id)
+        return str(row["job_id"])
 
     async def parts_below(self, document_id: str) -> list[str]:
         """Ids of all documents that came out of this one, at any depth."""
         async with self.database.reading() as connection:
             return list((await connection.execute(sa.select(below([document_id]).c.id))).scalars())
 
-    async def room_for_parts(self, document_id: str) -> int:
-        """How many documents may come out of this one: none if it lies too deep, else what its upload has not used up."""
+    async def room_for_parts(self, document_id: str) -> Room:
+        """How many documents and bytes may come out of this one; it counts again when they are settled."""
         async with self.database.reading() as connection:
-            root, depth = document_id, 0
-            while (parent := await self._parent(connection, root)) is not None:
-                root, depth = parent, depth + 1
-            if depth >= MAX_DEPTH:
-                return 0
-            used = await self._count_below(connection, root)
-            replaced = await self._count_below(connection, document_id)
-        return max(0, MAX_PARTS - used + replaced)
+            return await room_below(connection, document_id)
 
     async def live_source(self, document_id: str) -> dict[str, Any] | None:
         """The version of a document that readers see: id, collection, name, version, sha256, media_type, metadata; or None."""
@@ -438,15 +430,6 @@ class Catalog:
         async with self.database.reading() as connection:
             return [document_of(row) for row in (await connection.execute(query)).mappings()]
 
-    async def _count_below(self, connection: AsyncConnection, document_id: str) -> int:
-        query = sa.select(sa.func.count()).select_from(below([document_id]))
-        return int((await connection.execute(query)).scalar_one())
-
-    async def _parent(self, connection: AsyncConnection, document_id: str) -> str | None:
-        query = sa.select(documents.c.parent_id).where(documents.c.id == document_id)
-        found: str | None = (await connection.execute(query)).scalar()
-        return found
-
     @staticmethod
     async def _row(connection: AsyncConnection, query: Any) -> dict[str, Any] | None:
         row = (await connection.execute(query)).mappings().first()
@@ -457,3 +440,7 @@ class Catalog:
         if row is None:
             raise LookupError("the catalog lacks a row that another row names")
         return row
+
+
+def _no_document(document_id: str) -> DocumentNotFound:
+    return DocumentNotFound(f"there is no document {document_id!r}; GET /documents lists them")

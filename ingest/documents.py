@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from time import time
 from typing import Any
 
@@ -15,6 +17,27 @@ from ingest.schema import documents, jobs
 from retrieval.errors import FootnoteError
 
 SUPERSEDED = {"code": "superseded", "detail": "a newer version or a deletion took its place", "retryable": False}
+MAX_DEPTH = 4
+"""An archive holds a mailbox, it a message, this a forwarded message, and that an attachment; nothing deeper is read."""
+MAX_PARTS = 10_000
+"""How many documents may come out of one upload, at all depths together."""
+MAX_PART_BYTES = 2 * 1024**3
+"""How many bytes these may have together."""
+_IDS_AT_ONCE = 10_000
+"""PostgreSQL takes 32,767 parameters in one statement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What may still come out of a document."""
+
+    documents: int
+    bytes: int
+
+    def fitting(self, parts: Sequence[Upload]) -> int:
+        """For how many of the first parts there is room."""
+        totals = accumulate(part.size for part in parts[: self.documents])
+        return sum(1 for total in totals if total <= self.bytes)
 
 
 class OriginalVanished(FootnoteError):
@@ -29,6 +52,23 @@ def below(document_ids: Sequence[str] | sa.Select[tuple[str]]) -> sa.CTE:
     first = sa.select(documents.c.id).where(documents.c.parent_id.in_(document_ids))
     tree = first.cte("below", recursive=True)
     return tree.union_all(sa.select(documents.c.id).join(tree, documents.c.parent_id == tree.c.id))
+
+
+async def room_below(connection: AsyncConnection, document_id: str) -> Room:
+    """None if the document lies too deep, else what its upload has not used up; what came out of it before is replaced."""
+    root, depth = document_id, 0
+    while parent := (await connection.execute(sa.select(documents.c.parent_id).where(documents.c.id == root))).scalar():
+        root, depth = parent, depth + 1
+    if depth >= MAX_DEPTH:
+        return Room(0, 0)
+    used, replaced = await _used_below(connection, root), await _used_below(connection, document_id)
+    return Room(max(0, MAX_PARTS - used.documents + replaced.documents), max(0, MAX_PART_BYTES - used.bytes + replaced.bytes))
+
+
+async def _used_below(connection: AsyncConnection, document_id: str) -> Room:
+    query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(documents.c.size), 0))
+    row = (await connection.execute(query.where(documents.c.id.in_(sa.select(below([document_id]).c.id))))).one()
+    return Room(int(row[0]), int(row[1]))
 
 
 async def require_originals(
@@ -48,12 +88,22 @@ def blob_lock(sha256: str) -> str:
 
 
 async def cancel_queued(connection: AsyncConnection, document_ids: Sequence[str]) -> None:
-    queued = sa.and_(jobs.c.document_id.in_(document_ids), jobs.c.state == "queued")
-    await connection.execute(sa.update(jobs).where(queued).values(state="cancelled", error=SUPERSEDED, finished_at=time()))
+    for ids in _batches(document_ids):
+        queued = sa.and_(jobs.c.document_id.in_(ids), jobs.c.state == "queued")
+        await connection.execute(sa.update(jobs).where(queued).values(state="cancelled", error=SUPERSEDED, finished_at=time()))
+
+
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[at : at + _IDS_AT_ONCE] for at in range(0, len(ids), _IDS_AT_ONCE))
 
 
 async def remove(connection: AsyncConnection, document_ids: Sequence[str]) -> None:
     """Mark documents as going, with all that came out of them, and queue the removal of each."""
+    for ids in _batches(document_ids):
+        await _remove(connection, ids)
+
+
+async def _remove(connection: AsyncConnection, document_ids: Sequence[str]) -> None:
     tree = below(document_ids)
     these = sa.or_(documents.c.id.in_(document_ids), documents.c.id.in_(sa.select(tree.c.id)))
     query = sa.select(documents.c.id, documents.c.collection, documents.c.version).where(

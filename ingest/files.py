@@ -89,7 +89,9 @@ class Files:
     def sweep(self) -> None:
         """Remove what processes left behind that were killed while they wrote."""
         latest = time.time() - ABANDONED_SECONDS
-        for path in (self.root / "incoming").iterdir():
+        with disk_errors():
+            paths = list((self.root / "incoming").iterdir())
+        for path in paths:
             with contextlib.suppress(OSError):  # another worker sweeps as well
                 if path.stat().st_mtime < latest:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

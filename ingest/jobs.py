@@ -12,13 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.database import Database
-from ingest.documents import SUPERSEDED, below, replace_parts, require_originals
+from ingest.documents import SUPERSEDED, below, replace_parts, require_originals, room_below
 from ingest.records import Entry, Generation, Upload, new_job
 from ingest.schema import collections, documents, entries, generations, jobs
 from retrieval.errors import JobNotCancellable, JobNotFound
 
 FINAL = ("succeeded", "failed", "dead", "cancelled")
-Outcome = Literal["settled", "superseded", "moved"]
+Outcome = Literal["settled", "superseded", "moved", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,8 @@ class Jobs:
         `source` has the document's new `status`, `receipt`, `version`, `sha256` and `media_type`; `parts` take the place of
         the version's before, named within the document, their bytes stored as `exists` tells. "superseded": the document
         has a newer version or is going, so nothing of this may stay. "moved": readers follow a generation that `written`
-        lacks, so write there too and settle again. Raises `LeaseLost` and `OriginalVanished`.
+        lacks, so write there too and settle again. "full": the upload has no room for so many parts.
+        Raises `LeaseLost` and `OriginalVanished`.
         """
         async with self.database.writing() as connection:
             await self.database.lock(connection, f"collection:{job.collection}")
@@ -149,6 +150,8 @@ class Jobs:
             live = sa.select(collections.c.live_generation).where(collections.c.name == job.collection)
             if (await connection.execute(live)).scalar() not in {entry.generation.id for entry in written}:
                 return "moved"
+            if parts and (await room_below(connection, row["id"])).fitting(parts) < len(parts):
+                return "full"
             for entry in written:
                 await self._write_entry(connection, row["id"], entry, source)
             values = {name: source[name] for name in ("status", "receipt", "media_type")}
@@ -290,10 +293,11 @@ class Jobs:
     async def unfinished(self, job_ids: Sequence[str]) -> int:
         """How many of these jobs are not at their end, and of those for the documents that came out of theirs."""
         tree = below(sa.select(jobs.c.document_id).where(jobs.c.id.in_(job_ids)))
-        these = sa.or_(jobs.c.id.in_(job_ids), jobs.c.document_id.in_(sa.select(tree.c.id)))
-        query = sa.select(sa.func.count()).select_from(jobs).where(these, jobs.c.state.not_in(FINAL))
-        async with self.database.reading() as connection:
-            return int((await connection.execute(query)).scalar_one())
+        own = jobs.c.id.in_(job_ids)
+        of_parts = sa.and_(jobs.c.document_id.in_(sa.select(tree.c.id)), jobs.c.id.not_in(job_ids))
+        count = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state.in_(["queued", "running"]))
+        async with self.database.reading() as connection:  # two counts, as an index serves each but not both in one
+            return sum([int((await connection.execute(count.where(these))).scalar_one()) for these in (own, of_parts)])
 
     async def depth(self) -> dict[str, int]:
         """How many jobs wait and run."""

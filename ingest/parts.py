@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from ingest.documents import Room
 from ingest.files import Files
 from ingest.names import clean_name
 from ingest.parsers import Part, detect
@@ -17,10 +18,16 @@ UNKNOWN = "application/octet-stream"
 MAX_NAME = 300
 
 
-def keep_parts(kept: list[Upload], parts: Sequence[Part], folder: Path, files: Files, metadata: Metadata) -> None:
-    """Append to `kept` one upload for each part, its bytes moved from `folder` to the file store. Blocks."""
-    names = _Names()
-    for number, part in enumerate(parts):
+def keep_parts(kept: list[Upload], parts: Sequence[Part], folder: Path, files: Files, metadata: Metadata, room: Room) -> None:
+    """Append to `kept` one upload for each part, its bytes moved from `folder` to the file store, until the room is used up.
+
+    Blocks.
+    """
+    names, left = _Names(), room.bytes
+    for number, part in enumerate(parts[: room.documents]):
+        left -= (folder / str(number)).stat().st_size
+        if left < 0:
+            return
         stored = files.adopt("originals", folder / str(number))
         name = names.unique(part.name)
         try:

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest.catalog import MAX_DEPTH, MAX_PARTS, Catalog
+from ingest.catalog import Catalog
+from ingest.documents import MAX_DEPTH, MAX_PART_BYTES, MAX_PARTS, Room
 from ingest.files import Files
 from ingest.generations import Generations
 from ingest.jobs import Job, Jobs, Outcome
@@ -97,8 +98,11 @@ class Pipeline:
                 written = await self._write(source, reading, {}, watch)
                 parsed = await reading.whole()
             async with self._stored_parts(source, parsed, scratch) as parts:
-                while (outcome := await self._settle(job, source, parsed, parts, written, watch)) == "moved":
-                    written = await self._write(source, reading, written, watch)
+                while (outcome := await self._settle(job, source, parsed, parts, written, watch)) in {"moved", "full"}:
+                    if outcome == "full":  # other parts of the upload were settled meanwhile
+                        await self._cut(parts, await self.catalog.room_for_parts(source.id))
+                    else:
+                        written = await self._write(source, reading, written, watch)
         if outcome == "superseded":
             await self._discard(parts)
             await self._forget_if_gone(job, written)
@@ -207,11 +211,18 @@ class Pipeline:
         try:
             if parsed.parts:
                 room = await self.catalog.room_for_parts(source.id)
-                await asyncio.to_thread(keep_parts, parts, parsed.parts[:room], scratch, self.files, source.metadata)
+                await asyncio.to_thread(keep_parts, parts, parsed.parts, scratch, self.files, source.metadata, room)
             yield parts
         except BaseException:
             await self._discard(parts)
             raise
+
+    async def _cut(self, parts: list[Upload], room: Room) -> None:
+        """Let go of the last parts, for which there is no room."""
+        fitting = room.fitting(parts)
+        gone, parts[fitting:] = parts[fitting:], []
+        kept = {part.sha256 for part in parts}
+        await self._discard([part for part in gone if part.sha256 not in kept])
 
     async def _discard(self, parts: Sequence[Upload]) -> None:
         for part in parts:
@@ -273,6 +284,7 @@ def _beyond(parts: int) -> str | None:
     if not parts:
         return None
     return (
-        f"{parts:,} files in it were not read: of one upload, {MAX_PARTS:,} are, and those that lie {MAX_DEPTH} deep at most. "
+        f"{parts:,} files in it were not read: of one upload, {MAX_PARTS:,} are with {MAX_PART_BYTES // 2**30} GiB together, "
+        f"and those that lie {MAX_DEPTH} deep at most. "
         "Take them out and upload them by themselves."
     )

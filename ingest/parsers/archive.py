@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import stat
+import struct
 import zipfile
 import zlib
 from collections import defaultdict
@@ -28,6 +29,18 @@ _WINDOWS = ["cp1250", "cp1251", "cp1252", "cp1253", "cp1255", "cp1256"]
 _TELLING = 3
 """Fewer bytes beyond ASCII tell no encoding; the format's own is code page 437."""
 
+_BROKEN = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What the library raises on archives that are damaged, or packed as it does not know."""
 _LOCKED = "are protected by a password"
 _DAMAGED = "are damaged, or packed in a way that is not supported"
 _DEEP = "are archives in an archive in the archive"
@@ -74,9 +87,16 @@ def _unpack(data: bytes, folder: str, depth: int, whole: str, found: _Unpacked) 
             if not (name.lower().endswith(".zip") and zipfile.is_zipfile(io.BytesIO(content))):
                 found.parts.append(Part(path, content))
             elif depth < _MAX_DEPTH:
-                _unpack(content, f"{path}/", depth + 1, whole, found)
+                _unpack_inner(content, path, depth + 1, whole, found)
             else:
                 found.left[_DEEP].append(path)
+
+
+def _unpack_inner(data: bytes, path: str, depth: int, whole: str, found: _Unpacked) -> None:
+    try:
+        _unpack(data, f"{path}/", depth, whole, found)
+    except _BROKEN:
+        found.left[_DAMAGED].append(path)
 
 
 def _count(members: Iterable[zipfile.ZipInfo], whole: str, found: _Unpacked) -> None:
@@ -98,7 +118,7 @@ def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str, found
     if not reason:
         try:
             return archive.read(member)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, lzma.LZMAError, OSError):
+        except _BROKEN:
             reason = _DAMAGED
     found.left[reason].append(path)
     return None

@@ -21,7 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from ingest.files import disk_errors
 from ingest.parsers import DEFAULTS, Bookmark, Options, Parsed, Part, finish, parse_portion
-from ingest.parsers.sandbox import enter, give_back_memory, limit_memory, resident_bytes
+from ingest.parsers.sandbox import enter, give_back_memory, has_network, limit_memory, resident_bytes
 from retrieval.errors import Overloaded, ParseTimeout, UnreadableDocument
 
 T = TypeVar("T")
@@ -76,6 +76,10 @@ class ParserPool:
     async def warm(self) -> None:
         """Start the processes, so that the first document does not wait for them (1 to 2 s)."""
         await self._run(_ready)
+
+    async def has_network(self) -> bool:
+        """Whether a process of the pool could reach the network."""
+        return await self._run(has_network)
 
     async def parse(self, path: Path, name: str, media_type: str, parts: Path | None = None) -> Parsed:
         """Parse the file at `path`. Cancelling kills the parse. Raises as `portions` does, and `EmptyDocument`."""

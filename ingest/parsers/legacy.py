@@ -19,6 +19,17 @@ _ENCRYPTED_WORD = 0x0100
 _ENCRYPTED_SLIDES = (0xF3D1C4DF).to_bytes(4, "little")
 """At byte 12 of a PowerPoint file's stream "Current User"."""
 
+_SETTINGS_FILE = ".config/libreoffice/4/user/registrymodifications.xcu"
+_SETTINGS = b"""<?xml version="1.0" encoding="UTF-8"?>
+<oor:items xmlns:oor="http://openoffice.org/2001/registry" xmlns:xs="http://www.w3.org/2001/XMLSchema">
+<item oor:path="/org.openoffice.Office.Common/Security/Scripting">
+<prop oor:name="BlockUntrustedRefererLinks" oor:op="fuse"><value>true</value></prop>
+<prop oor:name="DisableMacrosExecution" oor:op="fuse"><value>true</value></prop>
+</item>
+</oor:items>
+"""
+"""Of LibreOffice: no document fetches what it links to, or runs a macro."""
+
 
 def parse_doc(file: File) -> Parsed:
     """A Word document of before 2007."""
@@ -45,7 +56,8 @@ def parse_odp(file: File) -> Parsed:
 def _converted(file: File, old: str, new: str, parse: Callable[[File], Parsed]) -> Parsed:
     # A profile in the scratch folder: two LibreOffices wait for each other over one.
     arguments = ["--headless", "--norestore", "--convert-to", new, f"input.{old}"]
-    data = run("soffice", arguments, name=file.name, files={f"input.{old}": file.data}, result=f"input.{new}")
+    files = {f"input.{old}": file.data, _SETTINGS_FILE: _SETTINGS}
+    data = run("soffice", arguments, name=file.name, files=files, result=f"input.{new}")
     parsed = parse(File(data, file.name, file.options))
     return replace(parsed, receipt=replace(parsed.receipt, parser=f"{version('soffice')}, {parsed.receipt.parser}"))
 

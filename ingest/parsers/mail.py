@@ -27,7 +27,7 @@ _BODY = frozenset({"text/plain", "text/html", "text/markdown"})
 _SIGNATURES = frozenset({"application/pgp-signature", "application/pkcs7-signature", "application/x-pkcs7-signature"})
 _HEADERS = ("From", "To", "Cc", "Date")
 _AS_IT_CAME = policy.default.clone(refold_source="none")
-_BROKEN_HEADER = (ValueError, LookupError, AttributeError, TypeError)
+BROKEN_HEADER = (ValueError, LookupError, AttributeError, TypeError)
 """What the library raises on headers that are too broken for it."""
 
 
@@ -134,7 +134,7 @@ def _leaves(message: MIMEPart, html: bool = True) -> Iterator[MIMEPart]:
 def _is_attached(leaf: MIMEPart) -> bool:
     try:
         return leaf.get_content_disposition() == "attachment" or bool(leaf.get_filename())
-    except _BROKEN_HEADER:
+    except BROKEN_HEADER:
         return False
 
 
@@ -152,7 +152,7 @@ def _heading(message: MIMEPart, parts: list[Part]) -> Iterator[Draft]:
 def _header(message: MIMEPart, header: str) -> str:
     try:
         return " ".join(str(message.get(header, "")).split())[:2000]
-    except _BROKEN_HEADER:
+    except BROKEN_HEADER:
         return ""
 
 
@@ -176,7 +176,7 @@ def _file_name(leaf: MIMEPart) -> str:
         return _title(_header(inner[0], "Subject"))
     try:
         given = leaf.get_filename()
-    except _BROKEN_HEADER:
+    except BROKEN_HEADER:
         given = None
     name = re.split(r"[/\\]", given or "")[-1].strip()
     return name or f"attachment{mimetypes.guess_extension(leaf.get_content_type()) or ''}"

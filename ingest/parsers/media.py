@@ -125,15 +125,17 @@ _STREAMS = {
 }  # fmt: skip
 """What an OLE container of each type has; one that holds others, as attachments, comes before them."""
 _HTML_START = re.compile(
-    rb"\s*(?:<!--.{0,2000}?-->\s*)*(?:<\?xml[^>]{0,200}\?>\s*)?(?:<!doctype\s+html|<html[\s>])", re.IGNORECASE | re.DOTALL
+    rb"\s*(?:(?><!--.{0,2000}?-->)\s*)*(?:<\?xml[^>]{0,200}\?>\s*)?(?:<!doctype\s+html|<html[\s>])", re.IGNORECASE | re.DOTALL
 )
 _XML_START = re.compile(rb"\s*<\?xml[\s]")
 _MAIL_START = re.compile(
-    rb"(?:from |return-path:|received:|from:|to:|subject:|date:|message-id:|mime-version:|delivered-to:|x-[\w-]+:)",
+    rb"(?:from |return-path:|received:|from:|to:|subject:|date:|message-id:|mime-version:|delivered-to:|x-[\w-]{1,80}:)",
     re.IGNORECASE,
 )
 _STARTS = {MAIL: _MAIL_START, MBOX: re.compile(rb"\A\s*From ")}
 """What a text of these types must have near its beginning."""
+_FIRST_MEMBERS = frozenset({b"mimetype", b"[Content_Types].xml", b"_rels/.rels"})
+"""With which an office file or a book begins, but hardly an archive."""
 _CONTROLS = bytes(set(range(32)) - {9, 10, 12, 13, 27})
 
 
@@ -230,6 +232,8 @@ def _zip(name: str, extension: str, head: bytes) -> str:
         stored = head[38 + int.from_bytes(head[28:30], "little") :][: length or 80].decode("ascii", "replace")
         if stored in FORMATS:
             return stored
+    if extension in {"", "zip"} and not (members and members[0] in _FIRST_MEMBERS):  # its folders only look like Office's
+        return ZIP
     for prefix, media_type in ((b"word/", DOCX), (b"ppt/", PPTX), (b"xl/", XLSX)):
         if any(member.startswith(prefix) for member in members):
             return media_type

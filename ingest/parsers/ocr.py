@@ -95,6 +95,7 @@ def _receipt(pages: Sequence[Recognised]) -> Receipt:
         pages_without_text=sum(not page.words for page in pages),
         page_characters=tuple(sum(len(text) for text, _ in page.paragraphs) for page in pages),
         ocr_pages=len(pages),
+        ocr_words=sum(page.words for page in pages),
         ocr_confidence=mean_confidence(pages),
     )
 
@@ -162,8 +163,10 @@ def _page(image: Image.Image, file: File) -> Recognised:
 
 
 def _dpi(image: Image.Image) -> float:
-    told = round(float(image.info.get("dpi", (0, 0))[0]))
-    return told if 100 <= told <= 2400 else max(image.size) / _PAGE_INCHES  # 72 and 96 are written by programs that do not know
+    written = float(image.info.get("dpi", (0, 0))[0])
+    told = round(written) if math.isfinite(written) else 0  # a TIFF may say 0/0
+    # 72 and 96 are written by programs that do not know.
+    return told if 100 <= told <= 2400 else max(image.size) / _PAGE_INCHES
 
 
 def _scale(image: Image.Image) -> float:

@@ -15,6 +15,7 @@ from email.utils import format_datetime
 from typing import Any
 
 from ingest.parsers.decode import decode
+from ingest.parsers.mail import BROKEN_HEADER
 
 _ROOT, _EMBEDDED, _ITEM = 32, 24, 8
 """Bytes before the first property: of a message, of one within another, of an attachment or recipient."""
@@ -25,6 +26,8 @@ _NAME, _ADDRESS, _MAIL, _ROLE = 0x3001, 0x39FE, 0x3003, 0x0C15
 _DATA, _LONG_NAME, _SHORT_NAME, _TYPE, _CONTENT_ID = 0x3701, 0x3707, 0x3704, 0x370E, 0x3712
 _PAGE_OF_BODY, _PAGE = 0x3FDE, 0x3FFD
 _ROLES = {1: "To", 2: "Cc"}
+_NO_BRACKETS = str.maketrans("", "", "<>[]")
+"""They begin an address, and one that does not end breaks the whole header."""
 
 
 _RTF_ONLY = "Its text is kept as RTF only, which is not read in a message. Save it as .eml or as plain text and upload that."
@@ -105,7 +108,10 @@ def _message(storage: Any, header: int, notes: list[str]) -> EmailMessage:
     message = EmailMessage()
     for name, value in _headers(storage, held):
         if value := " ".join(value.split()):
-            message[name] = value
+            try:
+                message[name] = value
+            except BROKEN_HEADER:
+                notes.append(f"The header {name} is broken and was left out: {value[:200]}")
     text, html = held.text(_BODY, _PAGE_OF_BODY), held.html()
     if text.strip() or not html:
         message.set_content(text)
@@ -140,20 +146,20 @@ def _address(name: str, address: str) -> str:
     """`Ada <ada@example.org>`; an address inside Exchange is none for a reader."""
     name = name.strip("'\" ")
     if "@" not in address:
-        return name
-    quoted = f'"{name}"' if set(name) & set(",;<>()") else name
+        return name.translate(_NO_BRACKETS)
+    quoted = f'"{name}"' if set(name) & set(",;<>()[]") else name
     return f"{quoted} <{address}>" if name and name != address else address
 
 
 def _attach(message: EmailMessage, storage: Any, notes: list[str]) -> None:
     held = _Properties(storage, _ITEM)
-    name = held.text(_LONG_NAME) or held.text(_SHORT_NAME) or held.text(_NAME)
+    name = " ".join((held.text(_LONG_NAME) or held.text(_SHORT_NAME) or held.text(_NAME)).split())
     inner = next((each for each in storage.storages if each.name.upper() == f"__SUBSTG1.0_{_DATA:04X}000D"), None)
     data = held.data(_DATA)
     if inner is not None and any(stream.name == "__properties_version1.0" for stream in inner.streams):
         message.add_attachment(_message(inner, _EMBEDDED, notes))
     elif data:
-        kind = held.text(_TYPE).strip() or mimetypes.guess_type(name)[0] or ""
+        kind = " ".join(held.text(_TYPE).split()) or mimetypes.guess_type(name)[0] or ""
         main, _, sub = kind.partition("/")
         if not (main.isalpha() and sub) or main in {"multipart", "message"}:
             main, sub = "application", "octet-stream"

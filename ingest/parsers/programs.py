@@ -27,9 +27,11 @@ STDOUT, _STDERR = "stdout", "stderr"
 
 _MAX_RESULT_BYTES = 200 * 1024 * 1024
 _NO_MEMORY = ("bad_alloc", "heap overflow", "heap exhausted", "out of memory", "calloc fail", "malloc fail")
-_GUARD = 'read -r _; rm -rf -- "$0"; kill -KILL 0'
-"""What leads the process group of a program and of all that it starts: it waits until we close its input, or until this process
-ends in whatever way, which closes it too; then the scratch folder and the group go."""
+_LEADER = "read -r _; sleep 9"
+"""What leads the process group of a program and of all that it starts, and holds its number until the guard has used it."""
+_GUARD = 'read -r _; kill -KILL "-$1"; rm -rf -- "$0"'
+"""Waits until we close its input, or until this process ends in whatever way, which closes it too; then the group ends, and
+after it the scratch folder, which nobody writes to any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def run(
     command = [find(program, name), *arguments]
     with _scratch() as (folder, group):
         for file, data in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(data)
         try:
             status = _wait(command, folder, group, seconds)
@@ -105,9 +108,16 @@ def run(
 def _scratch() -> Iterator[tuple[Path, int]]:
     """A folder and a process group; both end with the context, or with this process if that comes first."""
     folder = tempfile.mkdtemp(prefix="footnote-")
-    guard = ["/bin/sh", "-c", _GUARD, folder]
-    with subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=0) as leader:  # noqa: S603 - constant but for the folder
+    with (
+        _waiting("-c", _LEADER) as leader,
+        _waiting("-c", _GUARD, folder, str(leader.pid)),  # left first, so that the leader is still there
+    ):
         yield Path(folder), leader.pid
+
+
+def _waiting(*arguments: str) -> subprocess.Popen[bytes]:
+    """A shell in a group of its own; leaving its context closes its input."""
+    return subprocess.Popen(["/bin/sh", *arguments], stdin=subprocess.PIPE, process_group=0)  # noqa: S603 - constant but for a folder
 
 
 def _wait(command: Sequence[str], folder: Path, group: int, seconds: float) -> int:

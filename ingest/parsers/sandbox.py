@@ -7,12 +7,13 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_MAX_FILE_BYTES = 2 * 1024**3
+_MAX_FILE_BYTES = 512 * 1024**2
 """So that no document can fill the disk."""
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,16 @@ def enter() -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     _limit(resource.RLIMIT_FSIZE, _MAX_FILE_BYTES)
+
+
+def has_network() -> bool:
+    """Whether this process reaches at least this machine; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("127.0.0.1", 9))
+        except OSError:
+            return False
+    return True
 
 
 def limit_memory(extra: int) -> None:
@@ -64,7 +75,10 @@ def _leave_network() -> None:
     if libc.unshare(_CLONE_NEWNET) == 0:
         return
     if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
-        log.debug("parsers keep the network: %s", os.strerror(ctypes.get_errno()))
+        log.warning(
+            "this parser keeps the network (%s): the container forbids it to leave; block egress of the workers",
+            os.strerror(ctypes.get_errno()),
+        )
         return
     try:  # in a new user namespace we are nobody until told otherwise
         for file, content in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):

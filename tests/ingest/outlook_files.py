@@ -32,7 +32,8 @@ def message(
 
 def attachment(number: int, name: str, data: bytes | Folder, **more: str) -> tuple[str, Folder]:
     """A file, or a message within the message."""
-    held: dict[int, str | bytes | int | datetime] = {0x3707: name, **({0x3712: more["cid"]} if "cid" in more else {})}
+    numbers = {"cid": 0x3712, "type": 0x370E}
+    held: dict[int, str | bytes | int | datetime] = {0x3707: name, **{numbers[key]: value for key, value in more.items()}}
     if isinstance(data, bytes):
         return f"__attach_version1.0_#{number:08X}", message({**held, 0x3701: data}, header=8)
     return f"__attach_version1.0_#{number:08X}", message(held, ("__substg1.0_3701000D", data), header=8)

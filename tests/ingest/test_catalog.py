@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.database import open_database
-from ingest.documents import OriginalVanished
+from ingest.documents import OriginalVanished, Room, cancel_queued
 from ingest.filter_keys import check_filter
 from ingest.jobs import Job, Jobs, LeaseLost
 from ingest.records import Collection, Entry, Generation, Upload, request_fingerprint
@@ -478,16 +478,50 @@ async def test_nothing_is_settled_where_a_parts_bytes_vanished_or_the_lease_is_l
 
 
 async def test_an_upload_holds_only_so_many_documents_so_deep(db, monkeypatch):
-    monkeypatch.setattr("ingest.catalog.MAX_PARTS", 6)
+    monkeypatch.setattr("ingest.documents.MAX_PARTS", 6)
+    monkeypatch.setattr("ingest.documents.MAX_PART_BYTES", 18)  # of which each has 3
     gen = await generation_of_new(db)
     name = "0"
     document_id = await settled_with(db, upload(name), gen, upload("1"))
-    assert await db.catalog.room_for_parts(document_id) == 6  # a new version has as many again
+    assert await db.catalog.room_for_parts(document_id) == Room(6, 18)  # a new version has as many again
     for depth in range(1, 5):
         name = f"{name}/{depth}"
         [part] = await db.catalog.list_documents(name=name, limit=5)
-        assert await db.catalog.room_for_parts(part.id) == (6 - depth if depth < 4 else 0)
+        left = 6 - depth if depth < 4 else 0
+        assert await db.catalog.room_for_parts(part.id) == Room(left, 3 * left)
         await db.jobs.settle_ingest(await db.jobs.claim("w"), [entry(gen)], source(), [upload(str(depth + 1))])
+
+
+async def test_parts_beyond_the_room_are_not_settled_however_many_come_at_once(db, monkeypatch):
+    monkeypatch.setattr("ingest.documents.MAX_PART_BYTES", 12)
+    gen = await generation_of_new(db)
+    parent = await settled_with(db, upload("a.zip", "z"), gen, upload("b.eml"), upload("c.eml"))
+    first, second = [await db.jobs.claim("w"), await db.jobs.claim("w")]
+    found = [upload("d.txt"), upload("e.txt")]
+    assert await db.catalog.room_for_parts(first.document_id) == await db.catalog.room_for_parts(second.document_id)
+    assert await db.jobs.settle_ingest(first, [entry(gen)], source(), found) == "settled"
+    assert await db.jobs.settle_ingest(second, [entry(gen)], source(), found) == "full"
+    assert (await db.catalog.room_for_parts(second.document_id)).fitting(found) == 0
+    assert await db.jobs.settle_ingest(second, [entry(gen)], source()) == "settled"
+    assert len(await db.catalog.parts_below(parent)) == 4
+
+
+async def test_more_documents_than_a_statement_has_parameters(db):
+    async with db.database.writing() as connection:
+        await cancel_queued(connection, [f"doc_{number}" for number in range(260_000)])
+
+
+async def test_a_document_that_goes_while_its_deletion_is_asked_for_is_not_found(db, monkeypatch):
+    [accepted] = await accept(db, upload())
+    lock = db.database.lock
+
+    async def wait(connection, name):
+        await lock(connection, name)
+        await connection.execute(sa.delete(metadata.tables["documents"]))
+
+    monkeypatch.setattr(db.database, "lock", wait)
+    with pytest.raises(DocumentNotFound):
+        await db.catalog.delete_document(accepted.id)
 
 
 async def test_bytes_are_removed_only_when_nothing_refers_to_them(db):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import time
 import zipfile
 
 import pytest
@@ -50,7 +52,7 @@ OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(50)
 
 
-def archive(*names: str, first: tuple[str, str] | None = None) -> bytes:
+def archive(*names: str, first: tuple[str, str | bytes] | None = None) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as target:
         if first:
@@ -114,6 +116,9 @@ def kind(name: str, data: bytes, declared: str | None = None) -> str:
         ("packed_by_hand.epub", archive("META-INF/container.xml"), EPUB),
         ("a.zip", archive("a.txt"), ZIP),
         ("noext", archive("a.txt"), ZIP),
+        ("folders.zip", archive("word/list.txt", "ppt/a.txt", "xl/b.txt"), ZIP),
+        ("with_office.zip", archive("b.txt", first=("a.docx", WORD)), ZIP),
+        ("docx_named.zip", WORD, DOCX),
         ("png_named.pdf", PICTURE, PNG),
         ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(90), JPEG),
         ("a.gif", b"GIF89a" + bytes(90), GIF),
@@ -159,6 +164,15 @@ def test_what_is_refused_says_why_and_what_to_do(name: str, data: bytes, error: 
     assert type(caught.value) is error
     assert says in str(caught.value)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"<!---->" * 40 + b"x", b"<!--" * 9000, b"x-" * 30_000, b" " * 60_000 + b"x"])
+def test_no_beginning_takes_long(text: bytes) -> None:
+    began = time.perf_counter()
+    kind("a", text)
+    with contextlib.suppress(UnreadableDocument):
+        kind("a.eml", text)
+    assert time.perf_counter() - began < 1
 
 
 def test_the_declared_type_counts_for_text_without_a_telling_name() -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from ingest.parsers import HEAD_BYTES, Parsed, detect
 from ingest.parsers.isolation import ParserPool
 from ingest.parsers.media import HTML, PDF, PNG, TEXT
+from ingest.parsers.sandbox import has_network
 from retrieval.errors import FootnoteError, Overloaded, ParseMemoryExceeded, ParseTimeout, UnreadableDocument
 from tests.ingest.programs import require
 
@@ -214,6 +215,8 @@ async def test_parsers_have_no_network(pool: ParserPool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         connect = f"import socket; socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 5).close()"
         exec(connect)
+        assert has_network()
+        assert not await pool.has_network()
         with pytest.raises(OSError, match="unreachable"):
             await pool._run(exec, connect)
 

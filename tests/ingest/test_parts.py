@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.documents import Room
 from ingest.files import Files
 from ingest.names import clean_name
 from ingest.parsers.archive import parse_zip
@@ -21,7 +22,7 @@ from ingest.parsers.media import MAIL
 from ingest.parsers.parsed import File, Parsed, Part
 from ingest.parts import UNKNOWN, keep_parts
 from ingest.records import Upload
-from retrieval.errors import DocumentTooLarge, EmptyDocument, EncryptedDocument, UnreadableDocument
+from retrieval.errors import DocumentTooLarge, EmptyDocument, EncryptedDocument, ServiceError, UnreadableDocument
 from tests.ingest.outlook_files import attachment, compound, message, recipient
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpora" / "files"
@@ -50,6 +51,24 @@ def test_the_files_of_an_archive_are_parts_with_their_folders() -> None:
     parsed = unpacked({"in/": "", "in/a.txt": "one", "../b.md": "# two"})
     assert parsed.parts == (Part("in/a.txt", b"one"), Part("b.md", b"# two"))
     assert (parsed.text, parsed.receipt.needs_attention, parsed.receipt.notes) == ("", None, ())
+
+
+def test_a_damaged_archive_in_an_archive_is_named_and_the_rest_is_read() -> None:
+    inner = bytearray(packed({"b.txt": "2"}))
+    inner[inner.index(b"PK\x01\x02") + 6] = 99  # it wants a reader of version 9.9
+    parsed = unpacked({"a.txt": "1", "in.zip": bytes(inner), "c.txt": "3"})
+    assert names(parsed) == ["a.txt", "c.txt"]
+    assert "in.zip" in (parsed.receipt.needs_attention or "")
+
+
+def test_a_member_with_broken_fields_is_named_and_the_rest_is_read() -> None:
+    data = bytearray(packed({"a.txt": "1", "b.txt": "2"}))
+    offsets = (data.rindex(b"PK\x01\x02") + 42, data.rindex(b"PK\x05\x06") + 16)
+    for at in offsets:  # as these say, the first member begins before the file
+        data[at : at + 4] = (int.from_bytes(data[at : at + 4], "little") + 5).to_bytes(4, "little")
+    parsed = unpacked(bytes(data))
+    assert names(parsed) == ["b.txt"]
+    assert "a.txt" in (parsed.receipt.needs_attention or "")
 
 
 def test_an_archive_in_an_archive_is_unpacked_and_one_in_that_is_named() -> None:
@@ -269,6 +288,20 @@ def test_an_outlook_message_with_people_files_and_a_message_in_it() -> None:
     assert names(again) == ["deep.txt"]
 
 
+@pytest.mark.parametrize(
+    ("name", "address"), [("a <", ""), ("Ada [", ""), ("", "x@[1"), ("Ada", "x@[1"), ("Ada [1", "a@b.example")]
+)
+def test_an_outlook_message_with_broken_headers_is_read_all_the_same(name: str, address: str) -> None:
+    parsed = outlook(
+        {SUBJECT: "Broken", BODY: "Words.", SENDER: name, ADDRESS: address},
+        recipient(0, name, address),
+        attachment(0, "two\r\nlines.pdf", b"x", type="application/\npdf"),
+    )
+    assert parsed.text.endswith("Words.")
+    assert parsed.parts[0].name == "two lines.pdf"
+    assert ("x@[1" in address) == any("From is broken" in note for note in parsed.receipt.notes)
+
+
 def test_an_outlook_message_in_an_old_encoding_or_as_html() -> None:
     assert outlook({SUBJECT: "測試", BODY: "中文測試"}, page=950).text == "測試\n\n中文測試"
     assert outlook({SUBJECT: "Page", HTML: "<p>Grüße</p>".encode()}).text == "Page\n\nGrüße"
@@ -300,11 +333,14 @@ def test_real_messages(name: str, sentence: str) -> None:
 # Out of the parser's process, into the file store
 
 
-def kept(files: Files, folder: Path, *parts: Part) -> list[Upload]:
+ROOM = Room(9, 999)
+
+
+def kept(files: Files, folder: Path, *parts: Part, room: Room = ROOM) -> list[Upload]:
     for number, part in enumerate(parts):
         (folder / str(number)).write_bytes(part.data)
     uploads: list[Upload] = []
-    keep_parts(uploads, parts, folder, files, {"year": 2025})
+    keep_parts(uploads, parts, folder, files, {"year": 2025}, room)
     return uploads
 
 
@@ -319,6 +355,14 @@ def test_kept_parts_have_clean_names_of_their_own_and_their_own_types(tmp_path: 
     assert {upload.metadata["year"] for upload in uploads} == {2025}
     assert files.path("originals", uploads[0].sha256).read_bytes() == b"1"
     assert not folder.exists()
+
+
+def test_parts_are_kept_while_there_is_room(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    parts = [Part("a.txt", b"12"), Part("b.txt", b"34"), Part("c.txt", b"5")]
+    for room, count in ((Room(3, 5), 3), (Room(2, 5), 2), (Room(3, 3), 1), (Room(0, 0), 0)):
+        with files.scratch() as folder:
+            assert len(kept(files, folder, *parts, room=room)) == count
 
 
 async def test_parts_leave_the_process_as_files_and_the_scratch_folder_goes(tmp_path: Path) -> None:
@@ -338,6 +382,13 @@ async def test_parts_leave_the_process_as_files_and_the_scratch_folder_goes(tmp_
     finally:
         await pool.close()
     assert list((tmp_path / "data" / "incoming").iterdir()) == []
+
+
+def test_a_disk_that_fails_is_an_error_of_ours(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    (tmp_path / "incoming").rmdir()
+    with pytest.raises(ServiceError):
+        files.sweep()
 
 
 def test_what_a_killed_process_left_is_swept_away_after_a_day(tmp_path: Path) -> None:

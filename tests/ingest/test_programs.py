@@ -12,9 +12,9 @@ from pathlib import Path
 import docx
 import pptx
 import pytest
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin
 
-from ingest.parsers import HEAD_BYTES, Options, Parsed, detect, parse
+from ingest.parsers import HEAD_BYTES, Options, Parsed, detect, ocr, parse
 from ingest.parsers.media import DOC, EPUB, ODP, ODT, ORG, PNG, PPT, RST, RTF, TIFF
 from ingest.parsers.programs import STDOUT, find, run
 from retrieval.errors import (
@@ -45,6 +45,12 @@ def test_a_program_gets_a_scratch_folder_and_nothing_of_our_environment(monkeypa
     assert f"HOME={folder}" in environment
     assert "secret" not in printed
     assert not Path(folder).exists()
+
+
+def test_nothing_is_left_of_a_program_that_writes_to_its_end() -> None:
+    writes = 'n=0; while :; do : > "$n"; n=$((n+1)); done 2> /dev/null & while ! [ -e 99 ]; do :; done; pwd'
+    folders = [run("sh", ["-c", writes], name="a", files={}, result=STDOUT).decode().strip() for _ in range(5)]
+    assert not any(Path(folder).exists() for folder in folders)
 
 
 def test_a_program_that_is_too_slow_ends() -> None:
@@ -147,6 +153,12 @@ def test_what_cannot_be_read_well_needs_attention() -> None:
 def test_a_language_that_is_not_installed_is_named_with_its_package() -> None:
     with pytest.raises(MissingProgram, match=r"\(tlh_Latn\).*apt-get install tesseract-ocr-tlh-Latn`"):
         read("a.png", image_file(picture()), Options(ocr_languages="eng+tlh_Latn"))
+
+
+def test_a_tiff_whose_resolution_is_no_number_has_the_size_of_a_page() -> None:
+    image = Image.new("L", (1100, 550))
+    image.info["dpi"] = (TiffImagePlugin.IFDRational(0, 0), 1)
+    assert ocr._dpi(image) == 100
 
 
 def test_images_are_refused_by_their_pixels_before_they_are_decoded() -> None:
