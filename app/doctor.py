@@ -31,6 +31,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             yield _disk(settings)
             yield await _catalog(service)
             yield await _store(service)
+            yield await _files(service)
             yield await _embedder(service)
             yield await _parsers()
             async for finding in _collections(service):
@@ -62,6 +63,21 @@ async def _store(service: Service) -> Finding:
         return Finding("store", "ok", await service.store.ping())
     except FootnoteError as exc:
         return Finding("store", "problem", exc.message)
+
+
+async def _files(service: Service) -> Finding:
+    """May we write, read and remove, and are the bytes there that the catalog knows?"""
+    try:
+        place = await service.files.ping()
+        await service.files.try_out()
+        newest = [each.sha256 for each in await service.catalog.list_documents(status="ready", limit=1)]
+        there = await service.files.has_originals(newest)
+    except FootnoteError as exc:
+        return Finding("files", "problem", exc.message)
+    if not there:
+        cure = "copy the folders originals and texts from where they were, or set FOOTNOTE_FILES_URL back"
+        return Finding("files", "problem", f"{place} lacks the bytes of the newest document: {cure}")
+    return Finding("files", "ok", place)
 
 
 async def _embedder(service: Service) -> Finding:

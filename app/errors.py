@@ -47,7 +47,10 @@ STATUS: Mapping[str, int] = {
     "model_unavailable": 503,
     "model_rejected": 502,
     "catalog_unavailable": 503,
+    "files_unavailable": 503,
+    "files_rejected": 502,
     "storage_full": 507,
+    "range_not_satisfiable": 416,
     "worker_lost": 500,
     "method_not_allowed": 405,
     "malformed_request": 400,
@@ -62,6 +65,7 @@ TITLES: Mapping[int, str] = {
     409: "Conflict",
     413: "Too large",
     415: "Unsupported type",
+    416: "Beyond the end",
     422: "Invalid input",
     500: "Internal error",
     502: "Another service refused",
@@ -78,6 +82,10 @@ class QuestionTooLong(errors.InvalidInput):
 
 class RequestTooLarge(errors.InvalidInput):
     code = "request_too_large"
+
+
+class RangeNotSatisfiable(errors.InvalidInput):
+    code = "range_not_satisfiable"
 
 
 def status_of(code: str) -> int:

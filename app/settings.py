@@ -45,6 +45,14 @@ class Settings(BaseModel):
     catalog_url: str = Field(
         "", description="empty for SQLite in the data dir, or `postgresql+asyncpg://user:password@host/database`"
     )
+    files_url: str = Field(
+        "",
+        description="originals and texts: empty for the data dir, `file:/folder`, "
+        "or `s3://bucket/prefix?endpoint=http://host:9000&region=eu-central-1`",
+    )
+    files_credentials: SecretStr | None = Field(
+        None, description="`KEY_ID:SECRET` for the bucket; unset for AWS's variables or the machine's role"
+    )
     broker_url: Literal["local:"] = Field("local:", description="`local:`: workers claim jobs from the catalog, no broker")
 
     embedder: str = Field(
@@ -146,6 +154,10 @@ class Settings(BaseModel):
     @property
     def resolved_store_url(self) -> str:
         return f"lance:{self.data_dir.resolve() / 'lance'}" if self.store_url in {"lance:", "lance"} else self.store_url
+
+    @property
+    def resolved_files_url(self) -> str:
+        return self.files_url or f"file:{self.data_dir.resolve()}"
 
     @property
     def resolved_models_dir(self) -> Path:

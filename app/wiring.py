@@ -10,6 +10,7 @@ from app.answer import EXTRACTIVE, Answerer
 from app.llm import LLM
 from app.llm.chat import FallbackChain, open_chat
 from app.settings import MIB, Settings
+from ingest.blobs import open_blobs
 from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.database import Database, open_database
@@ -50,7 +51,8 @@ class Service:
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """Open catalog, files, store and embedder; close them in reverse. Raises what an operator can mend, with the cure."""
     async with AsyncExitStack() as stack:
-        files = _open_files(settings)
+        files = await _open_files(settings)
+        stack.callback(files.close)
         database = await open_database(settings.resolved_catalog_url)
         stack.push_async_callback(database.close)
         key = settings.store_api_key.get_secret_value() if settings.store_api_key else None
@@ -101,13 +103,18 @@ def _chunking(settings: Settings) -> Chunking:
     return Chunking(size=settings.chunk_size, overlap=settings.chunk_overlap, context=settings.chunk_context)
 
 
-def _open_files(settings: Settings) -> Files:
+async def _open_files(settings: Settings) -> Files:
+    data_dir = settings.data_dir.resolve()
+    key = settings.files_credentials.get_secret_value() if settings.files_credentials else None
     try:
-        return Files(settings.data_dir.resolve())
+        data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise StorageFull(
             f"the data dir {settings.data_dir} cannot be written ({exc.strerror}): free some room, or set FOOTNOTE_DATA_DIR"
         ) from exc
+    files = Files(open_blobs(settings.resolved_files_url, data_dir=data_dir, credentials=key))
+    await files.ping()
+    return files
 
 
 async def _embedder(settings: Settings, spec: str) -> Embedder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from time import time
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.chunk import Chunking
 from ingest.database import Database, new_id
-from ingest.documents import Room, below, blob_lock, cancel_queued, remove, require_originals, room_below
+from ingest.documents import Exist, Room, below, cancel_queued, lock_blobs, remove, require_originals, room_below
 from ingest.filter_keys import type_name
 from ingest.records import (
     Accepted,
@@ -30,6 +30,7 @@ from ingest.schema import collections, documents, entries, generations, jobs, me
 from retrieval.errors import CollectionNotFound, DocumentNotFound, IdempotencyConflict
 from retrieval.types import Metadata
 
+BLOBS_AT_ONCE = 500
 RETIRED_SECONDS = 60
 """How long a retired generation stays in the store, for the queries that had begun on it."""
 
@@ -215,7 +216,7 @@ class Catalog:
         uploads: Sequence[Upload],
         *,
         chunking: Chunking,
-        exists: Callable[[str], bool],
+        exist: Exist,
         request: tuple[str, str] | None = None,
     ) -> list[Accepted]:
         """Write the documents and their jobs in one transaction; from here on they cannot be lost.
@@ -236,7 +237,7 @@ class Catalog:
                 return [Accepted(**item) for item in earlier["response"]]
             await self._ensure_collection(connection, collection, chunking)
             accepted = [await self._accept_one(connection, collection, upload) for upload in uploads]
-            await require_originals(self.database, connection, uploads, exists)
+            await require_originals(self.database, connection, uploads, exist)
             if request:
                 response = [asdict(each) for each in accepted]
                 await connection.execute(
@@ -309,16 +310,18 @@ class Catalog:
         async with self.database.reading() as connection:
             return await self._row(connection, query.where(documents.c.id == document_id, documents.c.status != "deleting"))
 
-    async def remove_blob(self, sha256: str, remove: Callable[[], Any]) -> None:
-        """Call `remove` if nothing refers to these bytes, while nobody can begin to."""
-        async with self.database.writing() as connection:
-            await self.database.lock(connection, blob_lock(sha256))
-            used = sa.union_all(
-                sa.select(documents.c.id).where(documents.c.sha256 == sha256),
-                sa.select(entries.c.document_id).where(sa.or_(entries.c.sha256 == sha256, entries.c.text_key == sha256)),
-            )
-            if await self._row(connection, used.limit(1)) is None:
-                remove()
+    async def remove_blobs(self, hashes: Sequence[str], remove: Callable[[Sequence[str]], Awaitable[None]]) -> None:
+        """Call `remove` with those of these bytes that nothing refers to, while nobody can begin to."""
+        rest = sorted(set(hashes))
+        while some := rest[:BLOBS_AT_ONCE]:
+            rest = rest[BLOBS_AT_ONCE:]
+            async with self.database.writing() as connection:
+                await lock_blobs(self.database, connection, some)
+                columns = (documents.c.sha256, entries.c.sha256, entries.c.text_key)
+                used = sa.union(*(sa.select(column).where(column.in_(some)) for column in columns))
+                found = set((await connection.execute(used)).scalars())
+                if unused := [sha256 for sha256 in some if sha256 not in found]:
+                    await remove(unused)
 
     async def metadata_types(self, collection: str) -> dict[str, set[str]]:
         """Which types each metadata key has had in a collection: `string`, `number`, `bool`, `list`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from time import time
@@ -40,6 +40,15 @@ class Room:
         return sum(1 for total in totals if total <= self.bytes)
 
 
+Exist = Callable[[Collection[str]], Awaitable[bool]]
+"""Tells whether the bytes of all these hashes are stored."""
+
+
+async def taken_for_granted(_hashes: Collection[str]) -> bool:
+    """Where nothing was stored, nothing need be looked for."""
+    return True
+
+
 class OriginalVanished(FootnoteError):
     """A deletion removed the same bytes after they were stored and before a document named them: put them again."""
 
@@ -71,20 +80,21 @@ async def _used_below(connection: AsyncConnection, document_id: str) -> Room:
     return Room(int(row[0]), int(row[1]))
 
 
-async def require_originals(
-    database: Database, connection: AsyncConnection, uploads: Iterable[Upload], exists: Callable[[str], bool]
-) -> None:
+async def require_originals(database: Database, connection: AsyncConnection, uploads: Iterable[Upload], exist: Exist) -> None:
     """Make sure that these bytes are there and stay until the transaction ends. Raises `OriginalVanished`."""
     hashes = {upload.sha256 for upload in uploads}
-    for name in sorted({blob_lock(sha256) for sha256 in hashes}):
-        await database.lock(connection, name)
-    if not all(exists(sha256) for sha256 in hashes):
+    await lock_blobs(database, connection, hashes)
+    if not await exist(hashes):
         raise OriginalVanished("the bytes were removed with another document at the same moment; they are stored again")
 
 
-def blob_lock(sha256: str) -> str:
-    """One of 256 locks: a server holds only some thousands in all, and an archive may have more members than that."""
-    return f"blob:{sha256[:2]}"
+async def lock_blobs(database: Database, connection: AsyncConnection, hashes: Iterable[str]) -> None:
+    """Keep others from naming or removing these bytes until the transaction ends.
+
+    There are 256 locks: a server holds only some thousands in all, and an archive may have more members than that.
+    """
+    for start in sorted({sha256[:2] for sha256 in hashes}):
+        await database.lock(connection, f"blob:{start}")
 
 
 async def cancel_queued(connection: AsyncConnection, document_ids: Sequence[str]) -> None:

@@ -1,26 +1,32 @@
-"""Originals and canonical texts, kept by content hash in a folder: written atomically, never changed, read by all processes."""
+"""Originals and canonical texts, kept by content hash in a folder or a bucket: whole or not at all, never changed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
-import os
+import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal, TypeVar
 
-from retrieval.errors import DocumentTooLarge, FootnoteError, ServiceError, StorageFull
+from ingest.blobs import Blob, Blobs
+from ingest.blobs.folder import disk_errors
+from retrieval.errors import DocumentTooLarge, FilesRejected
+
+T = TypeVar("T")
 
 Kind = Literal["originals", "texts"]
 KINDS: tuple[Kind, ...] = ("originals", "texts")
 HEAD = 64 * 1024
+THREADS = 16
+"""Of its own, so that a disk or bucket which hangs holds up nothing else."""
 ABANDONED_SECONDS = 24 * 3600
 """After so long without a write, an unfinished file has lost its writer."""
 
@@ -35,66 +41,70 @@ class Stored:
 
 
 class Files:
-    """A folder of immutable blobs, `<root>/<kind>/ab/<sha256>`."""
+    """Immutable bytes by kind and SHA-256. Raises what `Blobs` raises."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        (root / "incoming").mkdir(parents=True, exist_ok=True)
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._threads = ThreadPoolExecutor(THREADS, "files")
 
-    def path(self, kind: Kind, sha256: str) -> Path:
-        return self.root / kind / sha256[:2] / sha256
-
-    def has_original(self, sha256: str) -> bool:
-        return self.path("originals", sha256).exists()
+    def close(self) -> None:
+        """Begin nothing any more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def put(self, kind: Kind, pieces: AsyncIterator[bytes], *, limit: int) -> Stored:
-        """Write a stream; nothing is visible until all of it is on disk.
+        """Write a stream; nothing is visible until all of it is stored. Originals that are there already are not stored again.
 
         Raises `DocumentTooLarge` as soon as more than `limit` bytes came, `StorageFull` when the disk is.
         """
         digest, size, head = hashlib.sha256(), 0, b""
-        with disk_errors(), tempfile.NamedTemporaryFile(dir=self.root / "incoming", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                async for piece in pieces:
-                    size += len(piece)
-                    if size > limit:
-                        raise DocumentTooLarge(
-                            f"the document is larger than {limit // 2**20} MiB; split it, or raise FOOTNOTE_MAX_FILE_MB"
-                        )
-                    digest.update(piece)
-                    head += piece[: max(0, HEAD - len(head))]
-                    await asyncio.to_thread(file.write, piece)
-                await asyncio.to_thread(self._keep, file, temporary, self.path(kind, digest.hexdigest()))
-            finally:
-                temporary.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call
+        with disk_errors(), self.scratch() as folder, tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            async for piece in pieces:
+                size += len(piece)
+                if size > limit:
+                    raise DocumentTooLarge(
+                        f"the document is larger than {limit // 2**20} MiB; split it, or raise FOOTNOTE_MAX_FILE_MB"
+                    )
+                digest.update(piece)
+                head += piece[: max(0, HEAD - len(head))]
+                await self._run(file.write, piece)
+            file.flush()
+            await self._run(self._keep, kind, digest.hexdigest(), Path(file.name))
         return Stored(digest.hexdigest(), size, head)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder for the files of one job, removed with what is left in it; `adopt` takes files out of it."""
-        with tempfile.TemporaryDirectory(dir=self.root / "incoming", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
-
-    def adopt(self, kind: Kind, path: Path) -> Stored:
-        """Take over a file that lies in a `scratch` folder. Blocks. Raises `StorageFull`."""
-        with disk_errors(), path.open("rb") as file:
-            head = file.read(HEAD)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-            self._keep(file, path, self.path(kind, digest))
-        return Stored(digest, size, head)
-
-    def sweep(self) -> None:
-        """Remove what processes left behind that were killed while they wrote."""
-        latest = time.time() - ABANDONED_SECONDS
         with disk_errors():
-            paths = list((self.root / "incoming").iterdir())
-        for path in paths:
-            with contextlib.suppress(OSError):  # another worker sweeps as well
-                if path.stat().st_mtime < latest:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            folder = tempfile.TemporaryDirectory(dir=self._blobs.incoming, ignore_cleanup_errors=True)
+        with folder as name:
+            yield Path(name)
+
+    async def adopt(self, kind: Kind, paths: Mapping[str, Path]) -> None:
+        """Take over files that lie in a `scratch` folder, by their SHA-256. Those that can be stored are when it raises."""
+        work = [self._run(self._keep, kind, sha256, path) for sha256, path in paths.items()]
+        for result in await asyncio.gather(*work, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    @asynccontextmanager
+    async def local(self, kind: Kind, sha256: str) -> AsyncIterator[Path]:
+        """A file with these bytes to read, there until the block ends."""
+        with self.scratch() as folder:
+            yield await self._run(self._blobs.local, _key(kind, sha256), folder)
+
+    async def stream(self, kind: Kind, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes from `start` to before `end` in pieces; awaiting it asks for them, so that it raises before the first."""
+        pieces = await self._run(self._blobs.pieces, _key(kind, sha256), start, end)
+
+        async def read() -> AsyncIterator[bytes]:
+            while piece := await self._run(next, pieces, b""):
+                yield piece
+
+        return read()
+
+    async def has_originals(self, hashes: Collection[str]) -> bool:
+        """Whether the bytes of all are there."""
+        return all(await asyncio.gather(*(self._run(self._blobs.has, _key("originals", sha256)) for sha256 in hashes)))
 
     async def put_text(self, text: str) -> str:
         """Store a canonical text as UTF-8; its key is the hash of those bytes."""
@@ -105,37 +115,55 @@ class Files:
         return (await self.put("texts", once(), limit=2**40)).sha256
 
     async def text(self, key: str) -> str:
-        raw = await asyncio.to_thread(self.path("texts", key).read_bytes)
-        return raw.decode()
+        return b"".join([piece async for piece in await self.stream("texts", key)]).decode()
 
-    def discard(self, sha256: str) -> None:
-        """Remove these bytes, as an original and as a text; call it by `Catalog.remove_blob` only."""
-        for kind in KINDS:
-            self.path(kind, sha256).unlink(missing_ok=True)
+    async def discard(self, hashes: Sequence[str]) -> None:
+        """Remove these bytes, as originals and as texts; call it by `Catalog.remove_blobs` only."""
+        await self._run(self._blobs.remove, [_key(kind, sha256) for sha256 in hashes for kind in KINDS])
 
-    @staticmethod
-    def _keep(file: IO[bytes], temporary: Path, final: Path) -> None:
-        file.flush()
-        os.fsync(file.fileno())
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(final)
-        folder = os.open(final.parent, os.O_RDONLY)  # without this a power cut can forget the new name
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    async def blobs(self, kind: Kind) -> AsyncIterator[Blob]:
+        """All that is kept, in no order, referred to or not."""
+        pages = self._blobs.pages(kind)
+        while (page := await self._run(next, pages, None)) is not None:
+            for blob in page:
+                yield blob
+
+    async def sweep(self) -> None:
+        """Remove what processes left behind that were killed while they wrote."""
+        await self._run(self._sweep)
+
+    async def ping(self) -> str:
+        """Name the folder or bucket; raises `FilesUnavailable` or `FilesRejected` with the cure if it is not there for us."""
+        return await self._run(self._blobs.ping)
+
+    async def try_out(self) -> None:
+        """Write, read and remove a text that nobody else has: whether all of that is allowed, no other way tells."""
+        text = f"Footnote was here: {secrets.token_hex(16)}"
+        key = await self.put_text(text)
+        if await self.text(key) != text:
+            raise FilesRejected("what was written to the folder or bucket of files was read back as something else")
+        await self.discard([key])
+
+    async def _run(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+    def _keep(self, kind: Kind, sha256: str, path: Path) -> None:
+        """Store a file. An original that is there needs no second copy: whoever names it looks for it again (`has_originals`).
+
+        A text is not looked for, so it is written anew: it is young then, and nobody takes it for one that was forgotten.
+        """
+        if kind != "originals" or not self._blobs.has(_key(kind, sha256)):
+            self._blobs.keep(_key(kind, sha256), path)
+
+    def _sweep(self) -> None:
+        latest = time.time() - ABANDONED_SECONDS
+        with disk_errors():
+            paths = list(self._blobs.incoming.iterdir())
+        for path in paths:
+            with contextlib.suppress(OSError):  # another worker sweeps as well
+                if path.stat().st_mtime < latest:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@contextmanager
-def disk_errors() -> Iterator[None]:
-    """A full or failing disk as our errors."""
-    try:
-        yield
-    except FootnoteError:
-        raise
-    except OSError as exc:
-        if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StorageFull(
-                "the disk that holds the data dir is full: free some room or set FOOTNOTE_DATA_DIR to a larger one"
-            ) from exc
-        raise ServiceError(f"the data dir cannot be written: {exc}") from exc
+def _key(kind: Kind, sha256: str) -> str:
+    return f"{kind}/{sha256[:2]}/{sha256}"

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.database import Database
-from ingest.documents import SUPERSEDED, below, replace_parts, require_originals, room_below
+from ingest.documents import SUPERSEDED, Exist, below, replace_parts, require_originals, room_below, taken_for_granted
 from ingest.records import Entry, Generation, Upload, new_job
 from ingest.schema import collections, documents, entries, generations, jobs
 from retrieval.errors import JobNotCancellable, JobNotFound
@@ -130,12 +130,12 @@ class Jobs:
         source: Mapping[str, Any],
         parts: Sequence[Upload] = (),
         *,
-        exists: Callable[[str], bool] = lambda _: True,
+        exist: Exist = taken_for_granted,
     ) -> Outcome:
         """Record what was written of a document's newest version and what came out of it, and end the job; all at once.
 
         `source` has the document's new `status`, `receipt`, `version`, `sha256` and `media_type`; `parts` take the place of
-        the version's before, named within the document, their bytes stored as `exists` tells. "superseded": the document
+        the version's before, named within the document, their bytes stored as `exist` tells. "superseded": the document
         has a newer version or is going, so nothing of this may stay. "moved": readers follow a generation that `written`
         lacks, so write there too and settle again. "full": the upload has no room for so many parts.
         Raises `LeaseLost` and `OriginalVanished`.
@@ -157,7 +157,7 @@ class Jobs:
             values = {name: source[name] for name in ("status", "receipt", "media_type")}
             values.update(error=None, updated_at=self.clock())
             await connection.execute(sa.update(documents).where(documents.c.id == row["id"]).values(**values))
-            await require_originals(self.database, connection, parts, exists)
+            await require_originals(self.database, connection, parts, exist)
             await replace_parts(connection, row, parts)
             await self._end(connection, job, "succeeded")
         return "settled"

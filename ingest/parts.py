@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ingest.documents import Room
-from ingest.files import Files
+from ingest.files import HEAD, Files
 from ingest.names import clean_name
 from ingest.parsers import Part, detect
 from ingest.records import Upload
@@ -18,23 +20,35 @@ UNKNOWN = "application/octet-stream"
 MAX_NAME = 300
 
 
-def keep_parts(kept: list[Upload], parts: Sequence[Part], folder: Path, files: Files, metadata: Metadata, room: Room) -> None:
-    """Append to `kept` one upload for each part, its bytes moved from `folder` to the file store, until the room is used up.
+async def keep_parts(
+    kept: list[Upload], parts: Sequence[Part], folder: Path, files: Files, metadata: Metadata, room: Room
+) -> None:
+    """Append to `kept`, which is empty, one upload for each part until the room is used up; store their bytes from `folder`.
 
-    Blocks.
+    When it raises, the bytes of some in `kept` may be stored.
     """
+    kept += await asyncio.to_thread(_described, parts, folder, metadata, room)
+    await files.adopt("originals", {upload.sha256: folder / str(number) for number, upload in enumerate(kept)})
+
+
+def _described(parts: Sequence[Part], folder: Path, metadata: Metadata, room: Room) -> list[Upload]:
     names, left = _Names(), room.bytes
+    uploads: list[Upload] = []
     for number, part in enumerate(parts[: room.documents]):
-        left -= (folder / str(number)).stat().st_size
+        with (folder / str(number)).open("rb") as file:
+            head = file.read(HEAD)
+            file.seek(0)
+            sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+        left -= size
         if left < 0:
-            return
-        stored = files.adopt("originals", folder / str(number))
+            break
         name = names.unique(part.name)
         try:
-            media_type = detect(name, stored.head, stored.size, part.media_type)
+            media_type = detect(name, head, size, part.media_type)
         except InvalidInput:
             media_type = UNKNOWN
-        kept.append(Upload(name, stored.sha256, stored.size, media_type, metadata))
+        uploads.append(Upload(name, sha256, size, media_type, metadata))
+    return uploads
 
 
 class _Names:

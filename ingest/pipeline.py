@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +89,7 @@ class Pipeline:
         if document is None or document.version != job.version or document.status == "deleting":
             await self.jobs.settle_ingest(job, [], {})
             return
-        source = await asyncio.to_thread(self._source, document)
+        source = await self._source(document)
         watch = Stopwatch(progress)
         with self.files.scratch() as scratch:
             async with self._reading(source, watch, scratch) as reading:
@@ -117,8 +115,7 @@ class Pipeline:
             return
         for generation in await self.catalog.generations(job.collection):
             await self.store.replace(generation.index, {str(job.document_id): []})
-        for sha256 in await self.jobs.settle_delete(job):
-            await self.catalog.remove_blob(sha256, partial(self.files.discard, sha256))
+        await self.catalog.remove_blobs(await self.jobs.settle_delete(job), self.files.discard)
 
     async def rebuild(self, job: Job, progress: Progress) -> None:
         """One document of a re-index: build its live version anew in the generation that the job names."""
@@ -165,7 +162,7 @@ class Pipeline:
 
     async def housekeep(self) -> None:
         """Drop generations that no query reads any more, and files that nobody finishes."""
-        await asyncio.to_thread(self.files.sweep)
+        await self.files.sweep()
         for generation in await self.catalog.retired():
             await self.store.drop(generation.index)
             await self.catalog.forget_generation(generation.id)
@@ -176,12 +173,12 @@ class Pipeline:
         except DocumentNotFound:
             return None
 
-    def _source(self, document: Document) -> Source:
-        """The newest version; of a part that was nothing we knew, its type now, or the reason why there is none. Blocks."""
+    async def _source(self, document: Document) -> Source:
+        """The newest version; of a part that was nothing we knew, its type now, or the reason why there is none."""
         media_type = document.media_type
         if media_type == UNKNOWN:
-            with self.files.path("originals", document.sha256).open("rb") as file:
-                media_type = detect(document.name, file.read(HEAD_BYTES), document.size)
+            head = await self.files.stream("originals", document.sha256, end=min(HEAD_BYTES, document.size))
+            media_type = detect(document.name, b"".join([piece async for piece in head]), document.size)
         held = (document.id, document.collection, document.name, document.version, document.sha256)
         return Source(*held, media_type, document.metadata)
 
@@ -189,8 +186,10 @@ class Pipeline:
     async def _reading(self, source: Source, progress: Progress, scratch: Path | None) -> AsyncIterator[Reading]:
         """The document, read while the block goes on; files within it are left in `scratch`."""
         progress("reading", 0, None)
-        original = self.files.path("originals", source.sha256)
-        async with aclosing(self.parsers.portions(original, source.name, source.media_type, scratch)) as portions:
+        async with (
+            self.files.local("originals", source.sha256) as original,
+            aclosing(self.parsers.portions(original, source.name, source.media_type, scratch)) as portions,
+        ):
             yield Reading(source.name, portions)
 
     async def _write(
@@ -211,7 +210,7 @@ class Pipeline:
         try:
             if parsed.parts:
                 room = await self.catalog.room_for_parts(source.id)
-                await asyncio.to_thread(keep_parts, parts, parsed.parts, scratch, self.files, source.metadata, room)
+                await keep_parts(parts, parsed.parts, scratch, self.files, source.metadata, room)
             yield parts
         except BaseException:
             await self._discard(parts)
@@ -225,8 +224,7 @@ class Pipeline:
         await self._discard([part for part in gone if part.sha256 not in kept])
 
     async def _discard(self, parts: Sequence[Upload]) -> None:
-        for part in parts:
-            await self.catalog.remove_blob(part.sha256, partial(self.files.discard, part.sha256))
+        await self.catalog.remove_blobs([part.sha256 for part in parts], self.files.discard)
 
     async def _settle(
         self,
@@ -239,7 +237,7 @@ class Pipeline:
     ) -> Outcome:
         entries = list(written.values())
         settled = _settled(source, parsed, parts, max(entries, key=lambda entry: entry.chunks), watch.seconds())
-        return await self.jobs.settle_ingest(job, entries, settled, parts, exists=self.files.has_original)
+        return await self.jobs.settle_ingest(job, entries, settled, parts, exist=self.files.has_originals)
 
     async def _index(
         self, source: Source, reading: Reading, generation: Generation, embedder: Embedder, progress: Progress

@@ -33,6 +33,8 @@
         ├── ModelUnavailable       retryable (a language model)
         ├── ModelRejected
         ├── CatalogUnavailable     retryable
+        ├── FilesUnavailable       retryable (originals and texts)
+        ├── FilesRejected
         └── StorageFull
 
 Adapters raise these from what their library raises. The tree knows nothing of HTTP or exit codes: `app.errors` does.
@@ -197,6 +199,19 @@ class ModelRejected(ServiceError):
 class CatalogUnavailable(ServiceError):
     code = "catalog_unavailable"
     retryable = True
+
+
+class FilesUnavailable(ServiceError):
+    """The folder or bucket of originals and texts cannot be reached."""
+
+    code = "files_unavailable"
+    retryable = True
+
+
+class FilesRejected(ServiceError):
+    """The bucket answered, and does not let us in or does not exist."""
+
+    code = "files_rejected"
 
 
 class StorageFull(ServiceError):

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from tests.services import llm_url, serve, weaviate_url
+from tests.services import llm_url, serve, storage, weaviate_url
 
-__all__ = ["llm_url", "serve", "weaviate_url"]
+__all__ = ["llm_url", "serve", "storage", "weaviate_url"]
 
 MISSING_WEAVIATE = "NO WEAVIATE WAS FOUND: THE TESTS OF THE REAL STORE DID NOT RUN. PUT ITS BINARY ON PATH AS `weaviate`."
 

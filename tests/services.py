@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -125,6 +127,54 @@ def weaviate_url() -> Iterator[str]:
 
 
 @dataclass
+class Storage:
+    """An S3 API over HTTP, whose keys are not checked until it is told to."""
+
+    endpoint: str
+
+    def bucket(self) -> str:
+        """The name of a new, empty bucket."""
+        name = f"footnote-{secrets.token_hex(4)}"
+        self.ask("PUT", f"/{name}")
+        return name
+
+    def url(self, bucket: str, endpoint: str | None = None) -> str:
+        return f"s3://{bucket}/kept?endpoint={endpoint or self.endpoint}&region=eu-central-1"
+
+    def ask(self, method: str, path: str, content: bytes = b"") -> str:
+        with httpx.Client(trust_env=False, timeout=60) as http:
+            signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"}
+            return http.request(method, f"{self.endpoint}{path}", content=content, headers=signed).raise_for_status().text
+
+    def keys(self, bucket: str) -> list[str]:
+        return re.findall("<Key>([^<]+)</Key>", self.ask("GET", f"/{bucket}"))
+
+
+@contextmanager
+def running_storage() -> Iterator[Storage]:
+    """Moto's server on a free port, which keeps objects in its memory."""
+    [port] = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="footnote-s3-") as folder:
+        log = Path(folder, "s3.log")
+        with log.open("wb") as output:
+            command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+            process = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}/moto-api/", process, log)
+            yield Storage(f"http://127.0.0.1:{port}")
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator[Storage]:
+    """S3 for this test session."""
+    with running_storage() as running:
+        yield running
+
+
+@dataclass
 class Running:
     """A service of ours in a process of its own, with its workers."""
 
@@ -139,17 +189,31 @@ class Running:
 
 @contextmanager
 def running_service(folder: Path, **settings: str) -> Iterator[Running]:
-    """`footnote serve` on a free port with `settings` (names without the prefix), stopped as an operator stops it."""
+    """`footnote serve` on a free port with `settings` (names without the prefix)."""
+    with _running(folder, settings, "serve", "--port", "0") as (process, log):
+        yield Running(_await_url(process, log), process, log, folder / "data")
+
+
+@contextmanager
+def running_worker(folder: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`footnote worker` with `settings` (names without the prefix) and a data dir of its own in `folder`."""
+    with _running(folder, settings, "worker") as (process, _):
+        yield process
+
+
+@contextmanager
+def _running(folder: Path, settings: Mapping[str, str], *verb: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """One of our programs and its log, stopped as an operator stops it."""
     folder.mkdir(parents=True, exist_ok=True)
     ours = {key: value for key, value in os.environ.items() if not key.startswith("FOOTNOTE_")}
     chosen = {"data_dir": str(folder / "data"), "models_dir": str(MODELS), "log_format": "json", **settings}
     environment = {**ours, **{f"FOOTNOTE_{name.upper()}": value for name, value in chosen.items()}}
-    log = folder / f"service-{time.time_ns()}.log"
+    log = folder / f"{verb[0]}-{time.time_ns()}.log"
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "app.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "app.cli", *verb]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        yield Running(_await_url(process, log), process, log, folder / "data")
+        yield process, log
     finally:
         process.terminate()
         try:

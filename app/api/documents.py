@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse, PlainTextResponse, Response
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 from app.api.errors import problems
+from app.api.errors import response as problem_response
+from app.api.inputs import byte_range
 from app.api.open import Cursor, Limit, Open, collection_out, document_out, job_out, next_cursor
+from app.errors import RangeNotSatisfiable
 from app.schemas import (
     ChunkOut,
     Chunks,
@@ -67,21 +69,38 @@ async def get_document(service: Open, document_id: str) -> DocumentOut:
     "/documents/{document_id}/original",
     tags=["documents"],
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}, "description": "the bytes as they came"}, **problems(404)},
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "the bytes as they came"},
+        206: {"content": {"application/octet-stream": {}}, "description": "the range of them that was asked for"},
+        **problems(404, 416, 502),
+    },
 )
-async def get_original(service: Open, document_id: str) -> Response:
+async def get_original(
+    service: Open,
+    document_id: str,
+    range: Annotated[str | None, Header(description="one range of bytes, as `bytes=0-499`; others are ignored")] = None,
+    if_range: Annotated[str | None, Header(description="the ETag with which the range makes sense")] = None,
+) -> Response:
     """The newest version's bytes, as a download: a browser never runs what somebody uploaded."""
     document = await service.catalog.document(document_id)
-    path = service.files.path("originals", document.sha256)
-    if not path.exists():
-        raise DocumentNotFound(f"the bytes of document {document_id!r} are gone")
+    etag = f'"{document.sha256}"'
+    try:
+        wanted = byte_range(range or "", document.size) if if_range in {None, etag} else None
+    except RangeNotSatisfiable as exc:
+        return problem_response(exc.code, exc.message, headers={"Content-Range": f"bytes */{document.size}"})
+    start, end = wanted or (0, document.size)
+    pieces = await service.files.stream("originals", document.sha256, start, end)
     name = quote(document.name.rsplit("/", 1)[-1], safe="")
     headers = {
+        "Accept-Ranges": "bytes",
         "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+        "Content-Length": str(end - start),
+        "ETag": etag,
         "X-Content-Type-Options": "nosniff",
-        "ETag": f'"{document.sha256}"',
     }
-    return FileResponse(path, media_type="application/octet-stream", headers=headers)
+    if wanted:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{document.size}"
+    return StreamingResponse(pieces, 206 if wanted else 200, headers, "application/octet-stream")
 
 
 @router.get(
@@ -162,8 +181,7 @@ async def delete_collection(service: Open, name: str) -> Response:
     generations, blobs = await service.catalog.delete_collection(name)
     for generation in generations:
         await service.store.drop(generation.index)
-    for sha256 in blobs:
-        await service.catalog.remove_blob(sha256, partial(service.files.discard, sha256))
+    await service.catalog.remove_blobs(blobs, service.files.discard)
     return Response(status_code=204)
 
 

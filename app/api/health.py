@@ -29,7 +29,11 @@ async def healthz() -> Health:
 @router.get("/readyz", response_model=Ready, responses={503: {"model": Ready, "description": "a dependency does not answer"}})
 async def readyz(service: Open) -> Response:
     """Each dependency's state; 503 until all answer."""
-    checks = {"catalog": _state(service.catalog.list_collections(limit=1)), "store": _state(service.store.ping())}
+    checks = {
+        "catalog": _state(service.catalog.list_collections(limit=1)),
+        "store": _state(service.store.ping()),
+        "files": _state(service.files.ping()),
+    }
     states = dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))
     ready = all(state == "ok" for state in states.values())
     body = Ready(status="ready" if ready else "not_ready", checks=states)

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -211,8 +210,8 @@ async def _stored(service: Service, incoming: list[Incoming | Outcome]) -> Async
             outcomes.append(await _store(service, each) if isinstance(each, Incoming) else each)  # noqa: PERF401 - see except
         yield outcomes
     except BaseException:
-        for upload in [outcome.upload for outcome in outcomes if outcome.upload]:
-            await service.catalog.remove_blob(upload.sha256, partial(service.files.discard, upload.sha256))
+        stored = [outcome.upload.sha256 for outcome in outcomes if outcome.upload]
+        await service.catalog.remove_blobs(stored, service.files.discard)
         raise
 
 
@@ -224,7 +223,7 @@ async def _store(service: Service, incoming: Incoming) -> Outcome:
         try:
             media_type = detect(incoming.name, stored.head, stored.size, incoming.declared)
         except FootnoteError:
-            await service.catalog.remove_blob(stored.sha256, partial(service.files.discard, stored.sha256))
+            await service.catalog.remove_blobs([stored.sha256], service.files.discard)
             raise
     except InvalidInput as exc:
         return Outcome(incoming.name, error=exc)
@@ -242,7 +241,7 @@ async def _accept(service: Service, collection: str, outcomes: list[Outcome], ke
                 collection,
                 uploads,
                 chunking=service.chunking,
-                exists=service.files.has_original,
+                exist=service.files.has_originals,
                 request=request,
             )
             break

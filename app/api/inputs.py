@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
+from app.errors import RangeNotSatisfiable
 from ingest.names import clean_name
 from retrieval.errors import InvalidInput
 from retrieval.types import BUILT_IN_FIELDS, Metadata, MetadataValue
@@ -38,6 +40,21 @@ def parse_metadata(value: Any) -> Metadata:
     if len(value) > MAX_KEYS or len(json.dumps(value)) > MAX_METADATA_BYTES:
         raise InvalidInput(f"metadata: at most {MAX_KEYS} keys and {MAX_METADATA_BYTES // 1024} KiB")
     return {_key(key): _value(key, item) for key, item in value.items() if item is not None}
+
+
+def byte_range(value: str, size: int) -> tuple[int, int] | None:
+    """Start and end (exclusive) of one range as in `bytes=0-499`; None for what is not one, which means the whole.
+
+    Raises `RangeNotSatisfiable` for a range that begins at or beyond `size`.
+    """
+    found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", value)
+    first, last = found.groups() if found else ("", "")
+    if not (first or last) or (first and last and int(last) < int(first)):
+        return None
+    start, end = (int(first), int(last or size) + 1) if first else (size - int(last), size)
+    if start >= size:
+        raise RangeNotSatisfiable(f"the document has {size} bytes, and none of the range that was asked for")
+    return max(0, start), min(end, size)
 
 
 def is_printable(text: str) -> bool:

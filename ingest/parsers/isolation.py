@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from ingest.files import disk_errors
+from ingest.blobs.folder import disk_errors
 from ingest.parsers import DEFAULTS, Bookmark, Options, Parsed, Part, finish, parse_portion
 from ingest.parsers.sandbox import enter, give_back_memory, has_network, limit_memory, resident_bytes
 from retrieval.errors import Overloaded, ParseTimeout, UnreadableDocument

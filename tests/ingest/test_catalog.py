@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import time
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.database import open_database
-from ingest.documents import OriginalVanished, Room, cancel_queued
+from ingest.documents import OriginalVanished, Room, cancel_queued, taken_for_granted
 from ingest.filter_keys import check_filter
 from ingest.jobs import Job, Jobs, LeaseLost
 from ingest.records import Collection, Entry, Generation, Upload, request_fingerprint
@@ -59,8 +59,12 @@ def upload(name: str = "a.txt", content: str = "1", **metadata: object) -> Uploa
     return Upload(name, (content * 64)[:64], 3, "text/plain", metadata)
 
 
+async def vanished(_hashes) -> bool:
+    return False
+
+
 async def accept(db, *uploads: Upload, collection: str = "default", request=None):
-    return await db.catalog.accept(collection, uploads, chunking=CHUNKING, exists=lambda _: True, request=request)
+    return await db.catalog.accept(collection, uploads, chunking=CHUNKING, exist=taken_for_granted, request=request)
 
 
 async def generation(db, collection: str = "default", *, live: bool = True, fingerprint: str = "f1") -> Generation:
@@ -138,7 +142,7 @@ async def test_accepting_writes_document_and_job_together(db):
 
 async def test_a_vanished_original_accepts_nothing(db):
     with pytest.raises(OriginalVanished):
-        await db.catalog.accept("default", [upload()], chunking=CHUNKING, exists=lambda _: False)
+        await db.catalog.accept("default", [upload()], chunking=CHUNKING, exist=vanished)
     assert await db.catalog.list_documents(limit=10) == []
     assert await db.jobs.list_jobs(limit=10) == []
 
@@ -466,7 +470,7 @@ async def test_nothing_is_settled_where_a_parts_bytes_vanished_or_the_lease_is_l
     [accepted] = await accept(db, upload("a.zip", "z"))
     job = await db.jobs.claim("w")
     with pytest.raises(OriginalVanished):
-        await db.jobs.settle_ingest(job, [entry(gen)], source(), [upload("b.txt")], exists=lambda _: False)
+        await db.jobs.settle_ingest(job, [entry(gen)], source(), [upload("b.txt")], exist=vanished)
     assert (await db.catalog.document(accepted.id)).status == "processing"
     db.clock.now += 31
     again = await db.jobs.claim("other")
@@ -527,9 +531,15 @@ async def test_a_document_that_goes_while_its_deletion_is_asked_for_is_not_found
 async def test_bytes_are_removed_only_when_nothing_refers_to_them(db):
     await accept(db, upload("a.txt"), upload("b.txt"))
     removed: list[str] = []
-    await db.catalog.remove_blob("1" * 64, lambda: removed.append("used"))
-    await db.catalog.remove_blob("2" * 64, lambda: removed.append("unused"))
-    assert removed == ["unused"]
+
+    async def remove(hashes: Sequence[str]) -> None:
+        removed.extend(hashes)
+
+    await db.catalog.remove_blobs(["1" * 64], remove)
+    assert removed == []
+    unused = [f"{number:064}" for number in range(1200)]  # more than go in one transaction
+    await db.catalog.remove_blobs(["1" * 64, *unused, *unused], remove)
+    assert removed == unused
 
 
 async def test_cancelling_and_retrying(db):

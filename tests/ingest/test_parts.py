@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.blobs.folder import Folder
 from ingest.documents import Room
 from ingest.files import Files
 from ingest.names import clean_name
@@ -336,37 +337,38 @@ def test_real_messages(name: str, sentence: str) -> None:
 ROOM = Room(9, 999)
 
 
-def kept(files: Files, folder: Path, *parts: Part, room: Room = ROOM) -> list[Upload]:
+async def kept(files: Files, folder: Path, *parts: Part, room: Room = ROOM) -> list[Upload]:
     for number, part in enumerate(parts):
         (folder / str(number)).write_bytes(part.data)
     uploads: list[Upload] = []
-    keep_parts(uploads, parts, folder, files, {"year": 2025}, room)
+    await keep_parts(uploads, parts, folder, files, {"year": 2025}, room)
     return uploads
 
 
-def test_kept_parts_have_clean_names_of_their_own_and_their_own_types(tmp_path: Path) -> None:
-    files = Files(tmp_path)
+async def test_kept_parts_have_clean_names_of_their_own_and_their_own_types(tmp_path: Path) -> None:
+    files = Files(Folder(tmp_path))
     with files.scratch() as folder:
         parts = [Part("../a.txt", b"1"), Part("a.txt", b"2"), Part("a.txt", b"2"), Part("\0", b"3"), Part("p.exe", b"\x7fELF")]
-        uploads = kept(files, folder, *parts, Part("m", b"Subject: x\n\ny", "message/rfc822"))
+        uploads = await kept(files, folder, *parts, Part("m", b"Subject: x\n\ny", "message/rfc822"))
     assert [upload.name for upload in uploads] == ["a.txt", "a (2).txt", "a (3).txt", "part", "p.exe", "m"]
     assert [upload.media_type for upload in uploads[3:]] == ["text/plain", UNKNOWN, MAIL]
     assert uploads[1].sha256 == uploads[2].sha256
     assert {upload.metadata["year"] for upload in uploads} == {2025}
-    assert files.path("originals", uploads[0].sha256).read_bytes() == b"1"
+    async with files.local("originals", uploads[0].sha256) as path:
+        assert path.read_bytes() == b"1"
     assert not folder.exists()
 
 
-def test_parts_are_kept_while_there_is_room(tmp_path: Path) -> None:
-    files = Files(tmp_path)
+async def test_parts_are_kept_while_there_is_room(tmp_path: Path) -> None:
+    files = Files(Folder(tmp_path))
     parts = [Part("a.txt", b"12"), Part("b.txt", b"34"), Part("c.txt", b"5")]
     for room, count in ((Room(3, 5), 3), (Room(2, 5), 2), (Room(3, 3), 1), (Room(0, 0), 0)):
         with files.scratch() as folder:
-            assert len(kept(files, folder, *parts, room=room)) == count
+            assert len(await kept(files, folder, *parts, room=room)) == count
 
 
 async def test_parts_leave_the_process_as_files_and_the_scratch_folder_goes(tmp_path: Path) -> None:
-    files = Files(tmp_path / "data")
+    files = Files(Folder(tmp_path / "data"))
     composed = mail()
     composed.set_content("Body.")
     composed.add_attachment(bytes(3_000_000), maintype="application", subtype="octet-stream", filename="big.bin")
@@ -384,20 +386,20 @@ async def test_parts_leave_the_process_as_files_and_the_scratch_folder_goes(tmp_
     assert list((tmp_path / "data" / "incoming").iterdir()) == []
 
 
-def test_a_disk_that_fails_is_an_error_of_ours(tmp_path: Path) -> None:
-    files = Files(tmp_path)
+async def test_a_disk_that_fails_is_an_error_of_ours(tmp_path: Path) -> None:
+    files = Files(Folder(tmp_path))
     (tmp_path / "incoming").rmdir()
     with pytest.raises(ServiceError):
-        files.sweep()
+        await files.sweep()
 
 
-def test_what_a_killed_process_left_is_swept_away_after_a_day(tmp_path: Path) -> None:
-    files = Files(tmp_path)
+async def test_what_a_killed_process_left_is_swept_away_after_a_day(tmp_path: Path) -> None:
+    files = Files(Folder(tmp_path))
     old, new = tmp_path / "incoming" / "old", tmp_path / "incoming" / "new"
     for folder in (old, new):
         folder.mkdir()
         (folder / "0").write_bytes(b"x")
     os.utime(old, (0, 0))
-    files.sweep()
+    await files.sweep()
     assert not old.exists()
     assert new.exists()
