@@ -195,10 +195,10 @@ def running_service(folder: Path, **settings: str) -> Iterator[Running]:
 
 
 @contextmanager
-def running_worker(folder: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`footnote worker` with `settings` (names without the prefix) and a data dir of its own in `folder`."""
-    with _running(folder, settings, "worker") as (process, _):
-        yield process
+def running_worker(folder: Path, **settings: str) -> Iterator[Path]:
+    """`footnote worker` with `settings` (names without the prefix) and a data dir of its own in `folder`; yields its log."""
+    with _running(folder, settings, "worker") as (_, log):
+        yield log
 
 
 @contextmanager
