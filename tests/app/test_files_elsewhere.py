@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import aclosing, contextmanager, nullcontext
 
 import pytest
 
+from app.doctor import Finding, examine
+from app.settings import Settings, load_settings
 from tests.app.test_parts import packed
 from tests.services import free_ports, running_service, running_worker
 
@@ -148,6 +150,24 @@ def test_while_the_bucket_is_away_the_door_says_so_and_the_worker_tries_again(ht
         until(lambda: '"files_unavailable"' in machines.log.read_text())
     until(lambda: http.get(f"/jobs/{job}").json()["state"] == "succeeded")
     assert http.get("/readyz").status_code == 200
+
+
+async def test_the_doctor_knows_a_bucket_that_lacks_what_the_catalog_knows(machines, document, tmp_path):
+    settings = load_settings({}, data_dir=tmp_path, **machines.settings).settings
+    assert (await files_finding(settings)).state == "ok"
+    empty = machines.storage.bucket()
+    moved = settings.model_copy(update={"files_url": machines.storage.url(empty)})
+    finding = await files_finding(moved)
+    assert (finding.state, "copy the folders" in finding.detail) == ("problem", True)
+    assert machines.storage.keys(empty) == []
+
+
+async def files_finding(settings: Settings) -> Finding:
+    async with aclosing(examine(settings)) as findings:
+        async for finding in findings:
+            if finding.check == "files":
+                return finding
+    pytest.fail("the doctor did not look at the files")
 
 
 @pytest.fixture(scope="module", params=["folder", "bucket"])
