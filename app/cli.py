@@ -365,7 +365,7 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 def _question(question: str, collection: str, top_k: int, filter_: str | None, mode: str, token: str | None) -> dict[str, Any]:
     body: dict[str, Any] = {"question": question, "collection": collection, "top_k": top_k, "mode": mode}
     if token is not None:
-        body["consistent_with"] = token
+        body |= {"consistent_with": token, "wait_seconds": 60}
     if filter_ is not None:
         try:
             body["filter"] = json.loads(filter_)

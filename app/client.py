@@ -82,10 +82,19 @@ class Client:
                 if "documents" in exc.problem:
                     sent = exc.problem
                     break
-                if exc.problem.get("code") != "overloaded":
-                    raise
-                await asyncio.sleep(exc.retry_after)
+                refusal = exc if exc.problem.get("code") != "service_unavailable" else await self._refusal() or exc
+                if refusal.problem.get("code") != "overloaded":
+                    raise refusal from None
+                await asyncio.sleep(refusal.retry_after)
         return [{**document, "consistency_token": sent.get("consistency_token")} for document in sent["documents"]]
+
+    async def _refusal(self) -> ProblemError | None:
+        """Why an upload broke off, if the service tells it to one without documents: the first answer may have been lost."""
+        try:
+            await self.call("POST", "/ingest", json={"documents": []})
+        except ProblemError as exc:
+            return exc if exc.problem.get("code") in {"overloaded", "storage_full", "unauthorized"} else None
+        return None
 
     async def _send(self, files: Sequence[tuple[str, Path]], fields: dict[str, str]) -> Any:
         with ExitStack() as opened:

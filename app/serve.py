@@ -165,10 +165,10 @@ def _start_worker() -> subprocess.Popen[bytes]:
 
 def _become_child(parent: int, cores: int) -> None:
     """Give way to the web process, with all that we start, and end with it even if it is killed."""
-    os.nice(10)
+    os.nice(5)
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # where sessions are scheduled as groups, they know only this
-            Path("/proc/self/autogroup").write_text("10")
+            Path("/proc/self/autogroup").write_text("5")
         if cores:  # the last ones; how many threads our model and parsers have follows from it
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -36,8 +36,8 @@ class Room:
     bytes: int
 
     def take(self, documents: int, bytes: int) -> bool:
-        """Use up so much, if there is room for it."""
-        if documents > self.documents or bytes > self.bytes:
+        """Use up so much, if there is room for it; what needs none has it always."""
+        if documents > max(0, self.documents) or bytes > max(0, self.bytes):
             return False
         self.documents -= documents
         self.bytes -= bytes

@@ -118,12 +118,7 @@ async def ingest(
     Members of archives and attachments of mails become documents of their own, with `parent_id` and the same metadata.
     """
     await admit_upload(service, _announced(request))
-    collection, incoming = await _read(request)
-    check_collection_name(collection)
-    await _check_embedder(service, collection)
-    async with _stored(service, incoming) as outcomes:
-        if not all(outcome.error for outcome in outcomes):
-            await _accept(service, collection, outcomes, idempotency_key)
+    outcomes = await _take_in(request, service, idempotency_key)
     if all(outcome.error for outcome in outcomes):
         return _all_refused(outcomes)
     token = next(outcome.accepted.token for outcome in outcomes if outcome.accepted)
@@ -133,6 +128,20 @@ async def ingest(
         documents = await _refresh(service, documents)
     body = IngestResponse(documents=documents, consistency_token=token)
     return JSONResponse(body.model_dump(mode="json"), 200 if done else 202)
+
+
+async def _take_in(request: Request, service: Service, key: str | None) -> list[Outcome]:
+    """Read, store and accept what came; what did not fit into memory lies in temporary files only so long."""
+    try:
+        collection, incoming = await _read(request)
+        check_collection_name(collection)
+        await _check_embedder(service, collection)
+        async with _stored(service, incoming) as outcomes:
+            if not all(outcome.error for outcome in outcomes):
+                await _accept(service, collection, outcomes, key)
+        return outcomes
+    finally:
+        await request.close()
 
 
 def _announced(request: Request) -> int:
