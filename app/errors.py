@@ -35,8 +35,8 @@ STATUS: Mapping[str, int] = {
     "superseded": 409,
     "original_vanished": 409,
     "cancelled": 409,
-    "not_yet_visible": 409,
-    "quota_exceeded": 403,
+    "not_yet_visible": 409,  # a 503 would tell a load balancer that this service is ill, and it is not
+    "quota_exceeded": 403,  # no 5xx and no 429, which clients retry: no wait makes room
     "overloaded": 503,
     "deadline_exceeded": 504,
     "unauthorized": 401,

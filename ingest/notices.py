@@ -83,6 +83,14 @@ async def write_notice(connection: AsyncConnection, job: Settled, error: Mapping
     await connection.execute(sa.insert(notices).values(**values))
 
 
+async def backlog(database: Database) -> dict[str, int]:
+    """How many notices wait to be sent, and how many were given up."""
+    query = sa.select(notices.c.run_after.is_(None), sa.func.count()).group_by(notices.c.run_after.is_(None))
+    async with database.reading() as connection:
+        found = {bool(row[0]): int(row[1]) for row in await connection.execute(query)}
+    return {"waiting": found.get(False, 0), "given_up": found.get(True, 0)}
+
+
 def signature(secret: str, notice_id: str, timestamp: int, body: bytes) -> str:
     """`v1,` and the HMAC-SHA256 in base64; `secret` is `whsec_` and base64, or any other text as it is."""
     signed = f"{notice_id}.{timestamp}.".encode() + body

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest.jobs import Jobs, LeaseLost
-from ingest.notices import DELAYS_SECONDS, LEASE_SECONDS, Courier, signature
+from ingest.notices import DELAYS_SECONDS, LEASE_SECONDS, Courier, backlog, signature
 from ingest.schema import notices
 from tests.ingest import test_catalog
 from tests.ingest.test_catalog import accept, entry, generation, source, upload
@@ -259,6 +259,8 @@ async def test_after_the_last_try_it_is_given_up_and_kept(world):
     assert len(world.receiver.got) == len(DELAYS_SECONDS) + 1
     [notice] = await waiting(world)
     assert notice["run_after"] is None
+    await settle(world, "next.txt")
+    assert await backlog(world.db.database) == {"waiting": 1, "given_up": 1}
 
 
 async def test_a_notice_whose_sender_died_is_sent_by_another_and_not_before(world):
