@@ -37,6 +37,9 @@ Url = Annotated[
     typer.Option("--url", envvar="FOOTNOTE_URL", help="Act on the service that runs there instead of in this process."),
 ]
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="The collection.")]
+Consistent = Annotated[
+    str | None, typer.Option(help="Wait until this write is settled: a consistency_token of ingest --json.", metavar="TOKEN")
+]
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 """ClickException: recent typers bring a click of their own, which has no public name."""
 USAGE_STATUSES = {400, 413, 415, 422}
@@ -141,6 +144,7 @@ def query(
         str | None, typer.Option("--filter", help='Only documents like this, as JSON: {"year": {"$gte": 2024}}')
     ] = None,
     mode: Annotated[str, typer.Option(help="hybrid, vector or keyword.")] = "hybrid",
+    consistent_with: Consistent = None,
     llm: Annotated[str | None, typer.Option(help="`extractive`, or one of the configured models.")] = None,
     url: Url = None,
     json_: Json = False,
@@ -148,7 +152,7 @@ def query(
     """Ask a question; the answer comes with its footnotes."""
     from app.show import answer
 
-    body = {**_question(question, collection, top_k, filter_, mode), "llm": llm}
+    body = {**_question(question, collection, top_k, filter_, mode, consistent_with), "llm": llm}
     found = _call("POST", "/query", url, json={name: value for name, value in body.items() if value is not None})
     print(json.dumps(found, ensure_ascii=False)) if json_ else answer(found)  # noqa: T201
 
@@ -162,13 +166,14 @@ def search(
         str | None, typer.Option("--filter", help='Only documents like this, as JSON: {"year": {"$gte": 2024}}')
     ] = None,
     mode: Annotated[str, typer.Option(help="hybrid, vector or keyword.")] = "hybrid",
+    consistent_with: Consistent = None,
     url: Url = None,
     json_: Json = False,
 ) -> None:
     """Show the passages that fit a question best."""
     from app.show import hits
 
-    found = _call("POST", "/search", url, json=_question(question, collection, top_k, filter_, mode))
+    found = _call("POST", "/search", url, json=_question(question, collection, top_k, filter_, mode, consistent_with))
     print(json.dumps(found, ensure_ascii=False)) if json_ else hits(found)  # noqa: T201
 
 
@@ -239,7 +244,7 @@ def jobs(
     else:
         found = _list("/jobs", "jobs", url, state=state)
     _print_lines(found) if json_ else table(
-        found, ["id", "kind", "collection", "state", "stage", "done", "total", "attempts", "created_at"]
+        found, ["id", "kind", "collection", "state", "stage", "done", "total", "eta_seconds", "attempts", "created_at"]
     )
 
 
@@ -357,8 +362,10 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
 
 
-def _question(question: str, collection: str, top_k: int, filter_: str | None, mode: str) -> dict[str, Any]:
+def _question(question: str, collection: str, top_k: int, filter_: str | None, mode: str, token: str | None) -> dict[str, Any]:
     body: dict[str, Any] = {"question": question, "collection": collection, "top_k": top_k, "mode": mode}
+    if token is not None:
+        body |= {"consistent_with": token, "wait_seconds": 60}
     if filter_ is not None:
         try:
             body["filter"] = json.loads(filter_)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ BATCH_BYTES = 32 * 1024 * 1024
 
 
 class ProblemError(Exception):
-    """The service refused: `problem` is its problem document."""
+    """The service refused: `problem` is its problem document; `retry_after` the seconds that it asks for."""
 
-    def __init__(self, problem: dict[str, Any]) -> None:
+    def __init__(self, problem: dict[str, Any], retry_after: float = 1.0) -> None:
         super().__init__(problem.get("detail", "the service gave no reason"))
         self.problem = problem
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Client:
     """Calls routes and gives back their JSON; a problem document is raised as `ProblemError`."""
 
     http: httpx.AsyncClient
+    streams: bool = False
+    """Whether events come as they happen; in this process a response comes whole."""
 
     async def call(self, method: str, path: str, **options: Any) -> Any:
         try:
@@ -49,7 +53,8 @@ class Client:
         if response.is_success and kind.startswith("application/json"):
             return response.json()
         if kind.startswith("application/problem+json"):
-            raise ProblemError(response.json())
+            after = response.headers.get("retry-after", "")
+            raise ProblemError(response.json(), float(after) if after.isdigit() else 1.0)
         detail = f"{response.url} answered HTTP {response.status_code} and not as this service does: look at the URL"
         raise ProblemError({"code": "service_error", "detail": detail, "status": 502})
 
@@ -65,20 +70,38 @@ class Client:
             given["cursor"] = page["next_cursor"]
 
     async def upload(self, files: Sequence[tuple[str, Path]], *, collection: str, metadata: str) -> list[dict[str, Any]]:
-        """Send named files in one request; a batch in which every file is refused comes back as its refusals."""
-        opened = [(name, path.open("rb")) for name, path in files]
+        """Send named files in one request, when the queue has room; each document comes back with the request's token.
+
+        A batch in which every file is refused comes back as its refusals.
+        """
+        while True:
+            try:
+                sent = await self._send(files, {"collection": collection, "metadata": metadata})
+                break
+            except ProblemError as exc:
+                if "documents" in exc.problem:
+                    sent = exc.problem
+                    break
+                refusal = exc if exc.problem.get("code") != "service_unavailable" else await self._refusal() or exc
+                if refusal.problem.get("code") != "overloaded":
+                    raise refusal from None
+                await asyncio.sleep(refusal.retry_after)
+        return [{**document, "consistency_token": sent.get("consistency_token")} for document in sent["documents"]]
+
+    async def _refusal(self) -> ProblemError | None:
+        """Why an upload broke off, if the service tells it to one without documents: the first answer may have been lost."""
         try:
-            parts = [("files", (name, file, "application/octet-stream")) for name, file in opened]
-            sent = await self.call("POST", "/ingest", files=parts, data={"collection": collection, "metadata": metadata})
+            await self.call("POST", "/ingest", json={"documents": []})
         except ProblemError as exc:
-            if "documents" not in exc.problem:
-                raise
-            sent = exc.problem
-        finally:
-            for _, file in opened:
-                file.close()
-        documents: list[dict[str, Any]] = sent["documents"]
-        return documents
+            return exc if exc.problem.get("code") in {"overloaded", "storage_full", "unauthorized"} else None
+        return None
+
+    async def _send(self, files: Sequence[tuple[str, Path]], fields: dict[str, str]) -> Any:
+        with ExitStack() as opened:
+            parts = [
+                ("files", (name, opened.enter_context(path.open("rb")), "application/octet-stream")) for name, path in files
+            ]
+            return await self.call("POST", "/ingest", files=parts, data=fields)
 
     async def settle(
         self, documents: Sequence[dict[str, Any]], seconds: float | None, seen: Callable[[int, int], None]
@@ -93,6 +116,8 @@ class Client:
         for document in [*state.values()]:  # a duplicate's parts may still be on their way from an upload before
             state |= {part["id"]: part async for part in self._parts(document) if part["status"] in UNFINISHED}
         waiting = {i for i, document in state.items() if document["status"] in UNFINISHED}
+        if len(waiting) == len(state) == 1 and deadline is None:  # of one document, its pages are what one wants to see
+            await self.settle_job(state[min(waiting)]["job_id"], lambda job: seen(job["done"], job["total"] or 1))
         while waiting:
             for document_id in list(waiting)[:200]:
                 state[document_id] = {**state[document_id], **await self.call("GET", f"/documents/{document_id}")}
@@ -120,12 +145,23 @@ class Client:
 
     async def settle_job(self, job_id: str, seen: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Wait for a job's end, showing each state on the way."""
+        if self.streams:
+            with suppress(httpx.HTTPError):  # what breaks the stream costs no more than looking
+                async for job in self._events(job_id):
+                    seen(job)
         while True:
-            job: dict[str, Any] = await self.call("GET", f"/jobs/{job_id}")
-            seen(job)
-            if job["state"] not in {"queued", "running"}:
-                return job
+            last: dict[str, Any] = await self.call("GET", f"/jobs/{job_id}")
+            seen(last)
+            if last["state"] not in {"queued", "running"}:
+                return last
             await asyncio.sleep(0.3)
+
+    async def _events(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
+        """The job's states as the service tells them; none where it tells nothing."""
+        async with self.http.stream("GET", f"/jobs/{job_id}/events", timeout=httpx.Timeout(60, connect=10)) as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data: ") and "state" in (job := json.loads(line.removeprefix("data: "))):
+                    yield job
 
 
 @asynccontextmanager
@@ -136,7 +172,7 @@ async def open_client(url: str | None, settings: Callable[[], Settings], *, work
     timeout = httpx.Timeout(600, connect=10)
     if url:
         async with _connection(url, headers, timeout) as http:
-            yield Client(http)
+            yield Client(http, streams=True)
         return
     from app.main import create_app
     from app.wiring import open_service, open_worker

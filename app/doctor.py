@@ -13,8 +13,6 @@ from ingest.parsers.isolation import ParserPool
 from ingest.records import Collection
 from retrieval.errors import FootnoteError
 
-LOW_DISK_MB = 500
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -43,10 +41,9 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
 
 def _disk(settings: Settings) -> Finding:
     free = shutil.disk_usage(settings.data_dir).free // 2**20
-    if free < LOW_DISK_MB:
-        return Finding(
-            "disk", "problem", f"{free} MiB are free in {settings.data_dir}: free some room, or set FOOTNOTE_DATA_DIR"
-        )
+    if free < settings.min_free_disk_mb:
+        detail = f"{free} MiB are free in {settings.data_dir}, so nothing is ingested: free some room, or set FOOTNOTE_DATA_DIR"
+        return Finding("disk", "problem", detail)
     return Finding("disk", "ok", f"{free // 1024} GiB free")
 
 

@@ -35,7 +35,10 @@ STATUS: Mapping[str, int] = {
     "superseded": 409,
     "original_vanished": 409,
     "cancelled": 409,
+    "not_yet_visible": 409,  # a 503 would tell a load balancer that this service is ill, and it is not
+    "quota_exceeded": 403,  # no 5xx and no 429, which clients retry: no wait makes room
     "overloaded": 503,
+    "deadline_exceeded": 504,
     "unauthorized": 401,
     "configuration_error": 500,
     "missing_dependency": 500,
@@ -60,6 +63,7 @@ STATUS: Mapping[str, int] = {
 TITLES: Mapping[int, str] = {
     400: "Malformed request",
     401: "A key is needed",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
     409: "Conflict",
@@ -70,6 +74,7 @@ TITLES: Mapping[int, str] = {
     500: "Internal error",
     502: "Another service refused",
     503: "Not available right now",
+    504: "Took too long",
     507: "Storage is full",
 }
 

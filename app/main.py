@@ -17,6 +17,7 @@ from app.auth import Caller
 from app.middleware import Requests
 from app.schemas import IngestRequest, Problem
 from app.settings import MIB, Settings
+from app.watch import Watch
 from app.wiring import Service, open_service
 
 DESCRIPTION = """\
@@ -48,6 +49,7 @@ def create_app(settings: Settings, *, service: Service | None = None) -> FastAPI
         license_info={"name": "Apache-2.0"},
     )
     app.state.settings = settings
+    app.state.watch = Watch()
     app.state.admission = Admission(limit=settings.max_queries, waiting=settings.max_waiting_queries)
     for module in (query, ingest, documents, jobs):
         app.include_router(module.router, dependencies=[Caller])

@@ -21,7 +21,9 @@ log = structlog.get_logger(__name__)
 
 MAX_BUFFERED_MB = 64
 """Only files stream to disk; any other body is held in memory whole."""
-LINGER_BYTES = 8 * MIB
+SHORT_BYTES = 64 * 1024
+"""So little is read to its end, whatever the answer is."""
+LINGER_BYTES = 64 * MIB
 LINGER_SECONDS = 2.0
 
 REGISTRY = CollectorRegistry()
@@ -59,10 +61,10 @@ class Requests:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
-                if body.too_large:
+                if body.is_unread:
                     headers["Connection"] = "close"  # else the server reads what is still to come, however much it is
                 _observe(scope, status, perf_counter() - began)
-            elif body.too_large and not message.get("more_body"):
+            elif body.is_unread and not message.get("more_body"):
                 await send({**message, "more_body": True})
                 await body.linger()
                 message = {"type": "http.response.body", "body": b""}
@@ -100,11 +102,17 @@ class _Body:
         if not is_form and limit > MAX_BUFFERED_MB * MIB:
             limit, cure = MAX_BUFFERED_MB * MIB, "send larger documents as files, as multipart/form-data"
         said = headers.get("content-length", "")
+        self._is_long = "transfer-encoding" in headers or (said.isdigit() and int(said) > SHORT_BYTES)
         self._receive = receive
         self._left = limit
         self._more = True
         self.too_large = said.isdigit() and int(said) > limit
         self._refusal = RequestTooLarge(f"the body is larger than {limit // MIB} MiB: {cure}")
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether much of it may still come though it is answered: it is too large, or what it asks for was refused at once."""
+        return self.too_large or (self._more and self._is_long)
 
     async def receive(self) -> Message:
         if self.too_large:

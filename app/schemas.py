@@ -12,6 +12,7 @@ CollectionName = Annotated[str, StringConstraints(pattern=COLLECTION_NAME)]
 DocumentStatus = Literal["queued", "processing", "ready", "needs_attention", "failed", "deleting"]
 JobState = Literal["queued", "running", "succeeded", "failed", "dead", "cancelled"]
 Text = Annotated[str, StringConstraints(min_length=1)]
+MAX_COUNT, MAX_SIZE = 2**31 - 1, 2**53 - 1
 FilterValue = str | int | float | bool
 
 
@@ -62,6 +63,17 @@ class SearchRequest(Model):
         examples=[{"department": "visitors", "year": {"$gte": 2024}}],
     )
     mode: Literal["hybrid", "vector", "keyword"] = "hybrid"
+
+    consistent_with: str | None = Field(
+        None,
+        pattern=r"^w_[0-9a-f]{24}$",
+        description="the `consistency_token` of an ingest: wait until all that it accepted is settled",
+        examples=["w_0199c0ffee00a1b2c3d4e5f6"],
+    )
+    wait_seconds: float = Field(10, strict=True, ge=0, le=300, description="longest such wait; then 409 `not_yet_visible`")
+    timeout_seconds: float | None = Field(
+        None, strict=True, gt=0, le=3600, description="time for all of it, waits included; then 504 `deadline_exceeded`"
+    )
 
 
 class QueryRequest(SearchRequest):
@@ -150,6 +162,10 @@ class IngestedDocument(Model):
 
 class IngestResponse(Model):
     documents: list[IngestedDocument]
+    consistency_token: str = Field(
+        description="`consistent_with` for /query and /search: they wait for these documents and all that came out of them",
+        examples=["w_0199c0ffee00a1b2c3d4e5f6"],
+    )
 
 
 class Receipt(BaseModel):
@@ -224,7 +240,10 @@ class JobOut(Model):
     stage: str
     done: int
     total: int | None
-    eta_seconds: float | None
+    rate: float | None = Field(description="of `done` per second, lately; null while it does not run")
+    eta_seconds: float | None = Field(
+        description="until it ends, at the pace of the recent past and after the jobs before it; null where that is unknown"
+    )
     attempts: int
     error: Error | None
     created_at: str
@@ -239,6 +258,17 @@ class CollectionIn(Model):
     )
     chunk_overlap: int | None = Field(None, strict=True, ge=0, le=1024)
     chunk_context: bool | None = Field(None, strict=True, description="embed titles and table headers with the chunks below")
+    max_documents: int | None = Field(
+        None, strict=True, ge=0, le=MAX_COUNT, description="quota of documents, parts of uploads too; 0 for none"
+    )
+    max_bytes: int | None = Field(None, strict=True, ge=0, le=MAX_SIZE, description="quota of their bytes; 0 for none")
+
+
+class CollectionChange(Model):
+    """What is left out stays as it is."""
+
+    max_documents: int | None = Field(None, strict=True, ge=0, le=MAX_COUNT, description="0 for none", examples=[10_000])
+    max_bytes: int | None = Field(None, strict=True, ge=0, le=MAX_SIZE, description="0 for none", examples=[10 * 2**30])
 
 
 class CollectionOut(Model):
@@ -250,6 +280,10 @@ class CollectionOut(Model):
     chunk_size: int
     chunk_overlap: int
     chunk_context: bool
+    max_documents: int = Field(description="quota; 0 for none")
+    max_bytes: int = Field(description="quota; 0 for none")
+    used_documents: int = Field(description="that count towards the quota: all but those being deleted")
+    used_bytes: int
     created_at: str
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -35,13 +36,17 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
     from app.main import create_app
 
     listener = _listen(settings)
-    config = uvicorn.Config(
-        create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False
-    )
+    app = create_app(settings)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False)
     server = uvicorn.Server(config)
+
+    def stop(signum: int, frame: None) -> None:
+        app.state.watch.close()  # else each listener would hold up the stop
+        server.handle_exit(signum, frame)
+
     # uvicorn's own handling ends the process by the signal, before our workers have stopped, and not with exit code 0.
     server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]
-    with _workers(settings.workers), _signals(server.handle_exit):
+    with _workers(settings.workers), _signals(stop):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         watch = asyncio.create_task(_announce(server, serving, _url(settings, listener), ready))
         try:
@@ -59,7 +64,7 @@ async def work(settings: Settings, *, parent: int | None = None) -> None:
     from app.wiring import open_service, open_worker
 
     if parent is not None:
-        _become_child(parent)
+        _become_child(parent, settings.worker_cores)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -158,10 +163,14 @@ def _start_worker() -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, env=environment)  # noqa: S603 - our own program
 
 
-def _become_child(parent: int) -> None:
-    """Give way to the web process, and end with it even if it is killed."""
+def _become_child(parent: int, cores: int) -> None:
+    """Give way to the web process, with all that we start, and end with it even if it is killed."""
     os.nice(5)
     if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # where sessions are scheduled as groups, they know only this
+            Path("/proc/self/autogroup").write_text("5")
+        if cores:  # the last ones; how many threads our model and parsers have follows from it
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         raise SystemExit  # it died before we asked to be told

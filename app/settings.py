@@ -90,11 +90,19 @@ class Settings(BaseModel):
         True, description="embed each chunk of new collections with the titles above it and its table's header"
     )
 
+    collection_max_documents: int = Field(0, ge=0, description="most documents of a new collection, parts too; 0 for no limit")
+    collection_max_mb: int = Field(0, ge=0, description="most MiB that documents of a new collection have; 0 for no limit")
+
     max_file_mb: int = Field(100, ge=1, description="largest single document")
     max_request_mb: int = Field(500, ge=1, description="largest request body")
     max_question_chars: int = Field(8000, ge=1, description="longest question")
     max_queries: int = Field(64, ge=1, description="questions worked on at once; more wait")
     max_waiting_queries: int = Field(2000, ge=0, description="questions that may wait; more are answered 503 with Retry-After")
+    max_query_seconds: float = Field(300, gt=0, description="longest time that one question may take, its wait included")
+    max_queued_jobs: int = Field(20_000, ge=1, description="jobs that may wait; then uploads are answered 503 with Retry-After")
+    min_free_disk_mb: int = Field(
+        500, ge=0, description="free disk below which uploads are refused with 507 and workers pause; questions go on"
+    )
     parse_timeout_seconds: float = Field(120, gt=0, description="longest time one file may take to parse")
     parse_memory_mb: int = Field(1024, ge=128, description="memory that parsing one file may add")
     html: Literal["main", "full"] = Field(
@@ -106,8 +114,18 @@ class Settings(BaseModel):
         description="languages of scanned pages and images, as tesseract names them: `eng+deu`",
     )
     ingest_concurrency: int = Field(4, ge=1, le=64, description="documents that one worker process works on at once")
+    worker_cores: int = Field(
+        0, ge=0, description="cores that local workers and their parsers use together; 0 for all, at low priority"
+    )
     job_max_attempts: int = Field(5, ge=1, description="tries before a job is dead")
     lease_seconds: float = Field(30, ge=1, description="time after which a silent worker's job goes to another")
+
+    webhook_url: str | None = Field(
+        None, pattern=r"^https?://", description="is told of every document that is settled or deleted, signed and retried"
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="key of the signature, as Standard Webhooks has it: `whsec_` and base64, or any text"
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe message that is logged")
     log_format: Literal["auto", "json", "console"] = Field(
@@ -133,6 +151,12 @@ class Settings(BaseModel):
             )
         if self.api_keys_required and not self.keys:
             raise ValueError("api_keys_required is true but FOOTNOTE_API_KEYS holds no key")
+        return self
+
+    @model_validator(mode="after")
+    def _webhooks_are_signed(self) -> Settings:
+        if self.webhook_url and not (self.webhook_secret and self.webhook_secret.get_secret_value()):
+            raise ValueError("webhook_url is set without FOOTNOTE_WEBHOOK_SECRET: what is not signed can be forged by anybody")
         return self
 
     @property

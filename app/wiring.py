@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ from ingest.blobs import open_blobs
 from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.database import Database, open_database
+from ingest.disk import Disk
 from ingest.files import Files
 from ingest.generations import Generations
 from ingest.jobs import Jobs
+from ingest.notices import Courier
+from ingest.pace import Pace
 from ingest.parsers import Options
 from ingest.parsers.isolation import ParserPool
 from ingest.pipeline import Pipeline
+from ingest.records import Quota
 from ingest.worker import Worker
 from retrieval.embedders import Embedder, open_embedder
 from retrieval.errors import StorageFull
@@ -40,6 +45,13 @@ class Service:
     store: VectorStore
     generations: Generations
     answerer: Answerer
+    disk: Disk
+    pace: Pace
+
+    @property
+    def quota(self) -> Quota:
+        """Of new collections."""
+        return _quota(self.settings)
 
     @property
     def chunking(self) -> Chunking:
@@ -62,10 +74,16 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         await _ensure_default(catalog, settings)
         generations = Generations(catalog, default_spec=settings.embedder, open_embedder=lambda spec: _embedder(settings, spec))
         stack.push_async_callback(generations.close)
-        jobs = Jobs(database, lease_seconds=settings.lease_seconds, max_attempts=settings.job_max_attempts)
+        jobs = Jobs(
+            database,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.job_max_attempts,
+            notify=settings.webhook_url is not None,
+        )
         models = _models(settings)
         answerer = Answerer(catalog=catalog, generations=generations, store=store, models=models, default=next(iter(models)))
-        yield Service(settings, database, catalog, jobs, files, store, generations, answerer)
+        disk = Disk(settings.data_dir.resolve(), settings.min_free_disk_mb * MIB)
+        yield Service(settings, database, catalog, jobs, files, store, generations, answerer, disk, Pace(database))
 
 
 @asynccontextmanager
@@ -87,20 +105,41 @@ async def open_worker(service: Service) -> AsyncIterator[Worker]:
             store=service.store,
             generations=service.generations,
             parsers=parsers,
+            disk=service.disk,
         )
-        yield Worker(service.jobs, pipeline, concurrency=settings.ingest_concurrency)
+        async with _sending_notices(service):
+            yield Worker(service.jobs, pipeline, concurrency=settings.ingest_concurrency)
     finally:
         await parsers.close()
+
+
+@asynccontextmanager
+async def _sending_notices(service: Service) -> AsyncIterator[None]:
+    """Beside a worker's jobs, so that a slow receiver delays none of them."""
+    url, secret = service.settings.webhook_url, service.settings.webhook_secret
+    if url is None or secret is None:
+        yield
+        return
+    sending = asyncio.create_task(Courier(service.database, url=url, secret=secret.get_secret_value()).run())
+    try:
+        yield
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
 
 
 async def _ensure_default(catalog: Catalog, settings: Settings) -> None:
     """The collection that is meant where none is named is always there: asking it before the first upload is no error."""
     if not await catalog.has_collection(DEFAULT_COLLECTION):
-        await catalog.create_collection(DEFAULT_COLLECTION, chunking=_chunking(settings))
+        await catalog.create_collection(DEFAULT_COLLECTION, chunking=_chunking(settings), quota=_quota(settings))
 
 
 def _chunking(settings: Settings) -> Chunking:
     return Chunking(size=settings.chunk_size, overlap=settings.chunk_overlap, context=settings.chunk_context)
+
+
+def _quota(settings: Settings) -> Quota:
+    return Quota(settings.collection_max_documents, settings.collection_max_mb * MIB)
 
 
 async def _open_files(settings: Settings) -> Files:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from time import time
 from typing import Any
 
@@ -12,13 +12,25 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.chunk import Chunking
 from ingest.database import Database, new_id
-from ingest.documents import Exist, Room, below, cancel_queued, lock_blobs, remove, require_originals, room_below
+from ingest.documents import (
+    Exist,
+    Room,
+    below,
+    cancel_queued,
+    lock_blobs,
+    remove,
+    require_originals,
+    room_below,
+    room_in,
+    usage,
+)
 from ingest.filter_keys import type_name
 from ingest.records import (
     Accepted,
     Collection,
     Document,
     Generation,
+    Quota,
     Upload,
     check_collection_name,
     document_of,
@@ -26,13 +38,16 @@ from ingest.records import (
     is_same,
     new_job,
 )
-from ingest.schema import collections, documents, entries, generations, jobs, metadata_keys, requests
-from retrieval.errors import CollectionNotFound, DocumentNotFound, IdempotencyConflict
+from ingest.schema import collections, documents, entries, generations, jobs, metadata_keys, requests, writes
+from retrieval.errors import CollectionNotFound, DocumentNotFound, IdempotencyConflict, QuotaExceeded
 from retrieval.types import Metadata
 
 BLOBS_AT_ONCE = 500
 RETIRED_SECONDS = 60
 """How long a retired generation stays in the store, for the queries that had begun on it."""
+TOKEN_SECONDS = 2 * 24 * 3600
+"""How long we remember what a consistency token covers; an older one is taken for settled."""
+NO_QUOTA = Quota()
 
 
 class Catalog:
@@ -43,12 +58,25 @@ class Catalog:
 
     # --- collections and generations -------------------------------------------------------------------------------------
 
-    async def create_collection(self, name: str, *, chunking: Chunking) -> Collection:
+    async def create_collection(self, name: str, *, chunking: Chunking, quota: Quota = NO_QUOTA) -> Collection:
         """Create a collection, or find it; its first generation is made by the first ingest."""
         check_collection_name(name)
         async with self.database.writing() as connection:
             await self.database.lock(connection, f"collection:{name}")
-            return await self._ensure_collection(connection, name, chunking)
+            return await self._ensure_collection(connection, name, chunking, quota)
+
+    async def set_quota(self, name: str, **limits: int) -> Collection:
+        """Change `max_documents` or `max_bytes`, also to less than the collection holds. Raises `CollectionNotFound`."""
+        async with self.database.writing() as connection:
+            await self.database.lock(connection, f"collection:{name}")
+            if limits:
+                await connection.execute(sa.update(collections).where(collections.c.name == name).values(**limits))
+        return await self.collection(name)
+
+    async def usage(self, names: Sequence[str]) -> dict[str, Room]:
+        """How many documents and bytes count towards each collection's quota."""
+        async with self.database.reading() as connection:
+            return {name: await usage(connection, name) for name in names}
 
     async def collection(self, name: str) -> Collection:
         """Raises `CollectionNotFound`."""
@@ -218,8 +246,12 @@ class Catalog:
         chunking: Chunking,
         exist: Exist,
         request: tuple[str, str] | None = None,
+        quota: Quota = NO_QUOTA,
     ) -> list[Accepted]:
         """Write the documents and their jobs in one transaction; from here on they cannot be lost.
+
+        `chunking` and `quota` are those of the collection if it is new. What the quota has no room for is refused, and the
+        others are not; if it has room for none, this raises `QuotaExceeded`.
 
         `request` is an idempotency key with the request's fingerprint: the same pair gives the first answer again, the
         same key with another fingerprint raises `IdempotencyConflict`. Raises `OriginalVanished`.
@@ -235,8 +267,8 @@ class Catalog:
                 if earlier["fingerprint"] != request[1]:
                     raise IdempotencyConflict("this Idempotency-Key was used for another request; use a new key")
                 return [Accepted(**item) for item in earlier["response"]]
-            await self._ensure_collection(connection, collection, chunking)
-            accepted = [await self._accept_one(connection, collection, upload) for upload in uploads]
+            await self._ensure_collection(connection, collection, chunking, quota)
+            accepted = await self._accept_all(connection, collection, uploads)
             await require_originals(self.database, connection, uploads, exist)
             if request:
                 response = [asdict(each) for each in accepted]
@@ -244,6 +276,21 @@ class Catalog:
                     sa.insert(requests).values(key=request[0], fingerprint=request[1], response=response, created_at=time())
                 )
         return accepted
+
+    async def is_pending(self, token: str) -> bool:
+        """Whether a document of this write, or one that came out of it, is not settled in its newest version."""
+        tree = sa.select(writes.c.document_id.label("id")).where(writes.c.token == token).cte("tree", recursive=True)
+        tree = tree.union(sa.select(documents.c.id).join(tree, documents.c.parent_id == tree.c.id))
+        pending = sa.select(jobs.c.id).join(tree, jobs.c.document_id == tree.c.id)
+        unsettled = sa.and_(jobs.c.kind == "ingest", jobs.c.state.in_(["queued", "running"]))
+        async with self.database.reading() as connection:
+            return await self._row(connection, pending.where(unsettled).limit(1)) is not None
+
+    async def forget_writes(self) -> None:
+        """Tokens of long ago need no rows."""
+        oldest = new_id("w", at=time() - TOKEN_SECONDS)
+        async with self.database.writing() as connection:
+            await connection.execute(sa.delete(writes).where(writes.c.token < oldest))
 
     async def document(self, document_id: str) -> Document:
         """Raises `DocumentNotFound`."""
@@ -334,7 +381,22 @@ class Catalog:
 
     # --- inside a transaction ---------------------------------------------------------------------------------------------
 
-    async def _accept_one(self, connection: AsyncConnection, collection: str, upload: Upload) -> Accepted:
+    async def _accept_all(self, connection: AsyncConnection, collection: str, uploads: Sequence[Upload]) -> list[Accepted]:
+        """Accept what the quota has room for, and note which documents are covered by the token of this write."""
+        room, token, accepted = await room_in(connection, collection), new_id("w"), []
+        for upload in uploads:
+            try:
+                accepted.append(replace(await self._accept_one(connection, collection, upload, room), token=token))
+            except QuotaExceeded as exc:
+                error = {"code": exc.code, "detail": exc.message, "retryable": exc.retryable}
+                accepted.append(Accepted("", upload.name, "failed", "", duplicate=False, error=error, token=token))
+        if covered := {each.id for each in accepted if not each.error}:
+            await connection.execute(sa.insert(writes), [{"token": token, "document_id": each} for each in covered])
+        elif accepted:
+            raise QuotaExceeded(_no_room(collection))
+        return accepted
+
+    async def _accept_one(self, connection: AsyncConnection, collection: str, upload: Upload, room: Room) -> Accepted:
         where = sa.and_(documents.c.collection == collection, documents.c.key == upload.name)
         row = await self._row(connection, sa.select(documents).where(where))
         now = time()
@@ -347,6 +409,8 @@ class Catalog:
         if row is not None and is_same(row, upload) and row["status"] != "failed":
             parts = (row["receipt"] or {}).get("parts", 0)
             return Accepted(row["id"], upload.name, row["status"], row["job_id"], duplicate=True, parts=parts)
+        if not room.take(*((0, upload.size - row["size"]) if row else (1, upload.size))):
+            raise QuotaExceeded(_no_room(collection))
         document_id = row["id"] if row else new_id("doc")
         version = row["version"] + 1 if row else 1
         await cancel_queued(connection, [document_id])
@@ -368,7 +432,7 @@ class Catalog:
             if await self._row(connection, known) is None:
                 await connection.execute(sa.insert(metadata_keys).values(**row))
 
-    async def _ensure_collection(self, connection: AsyncConnection, name: str, chunking: Chunking) -> Collection:
+    async def _ensure_collection(self, connection: AsyncConnection, name: str, chunking: Chunking, quota: Quota) -> Collection:
         row = await self._row(connection, sa.select(collections).where(collections.c.name == name))
         if row is None:
             row = {
@@ -378,6 +442,8 @@ class Catalog:
                 "chunk_size": chunking.size,
                 "chunk_overlap": chunking.overlap,
                 "chunk_context": chunking.context,
+                "max_documents": quota.documents,
+                "max_bytes": quota.bytes,
                 "created_at": time(),
             }
             await connection.execute(sa.insert(collections).values(**row))
@@ -443,6 +509,13 @@ class Catalog:
         if row is None:
             raise LookupError("the catalog lacks a row that another row names")
         return row
+
+
+def _no_room(collection: str) -> str:
+    return (
+        f"the quota of collection {collection!r} has no room for it: delete documents, or raise the quota with "
+        f"PATCH /collections/{collection}"
+    )
 
 
 def _no_document(document_id: str) -> DocumentNotFound:

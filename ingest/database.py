@@ -19,9 +19,10 @@ from retrieval.errors import CatalogUnavailable, ConfigurationError, InvalidInpu
 Clock = Callable[[], float]
 
 
-def new_id(prefix: str) -> str:
+def new_id(prefix: str, *, at: float | None = None) -> str:
     """An opaque id that sorts by time of creation, so that a listing can page by it: 48 bits of time, 48 random ones."""
-    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
+    now = time.time() if at is None else at
+    return f"{prefix}_{int(now * 1000):012x}{secrets.token_hex(6)}"
 
 
 class Database:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.database import Database, new_id
 from ingest.records import Upload, is_same, new_job, part_key
-from ingest.schema import documents, jobs
+from ingest.schema import collections, documents, jobs
 from retrieval.errors import FootnoteError
 
 SUPERSEDED = {"code": "superseded", "detail": "a newer version or a deletion took its place", "retryable": False}
@@ -21,18 +21,27 @@ MAX_DEPTH = 4
 """An archive holds a mailbox, it a message, this a forwarded message, and that an attachment; nothing deeper is read."""
 MAX_PARTS = 10_000
 """How many documents may come out of one upload, at all depths together."""
+UNLIMITED = 2**62
 MAX_PART_BYTES = 2 * 1024**3
 """How many bytes these may have together."""
 _IDS_AT_ONCE = 10_000
 """PostgreSQL takes 32,767 parameters in one statement."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Room:
-    """What may still come out of a document."""
+    """What a collection may still take, or what may still come out of a document."""
 
     documents: int
     bytes: int
+
+    def take(self, documents: int, bytes: int) -> bool:
+        """Use up so much, if there is room for it; what needs none has it always."""
+        if documents > max(0, self.documents) or bytes > max(0, self.bytes):
+            return False
+        self.documents -= documents
+        self.bytes -= bytes
+        return True
 
     def fitting(self, parts: Sequence[Upload]) -> int:
         """For how many of the first parts there is room."""
@@ -64,19 +73,46 @@ def below(document_ids: Sequence[str] | sa.Select[tuple[str]]) -> sa.CTE:
 
 
 async def room_below(connection: AsyncConnection, document_id: str) -> Room:
-    """None if the document lies too deep, else what its upload has not used up; what came out of it before is replaced."""
+    """None if the document lies too deep, else what its upload and its collection's quota have not used up.
+
+    What came out of it before is replaced.
+    """
     root, depth = document_id, 0
     while parent := (await connection.execute(sa.select(documents.c.parent_id).where(documents.c.id == root))).scalar():
         root, depth = parent, depth + 1
     if depth >= MAX_DEPTH:
         return Room(0, 0)
     used, replaced = await _used_below(connection, root), await _used_below(connection, document_id)
-    return Room(max(0, MAX_PARTS - used.documents + replaced.documents), max(0, MAX_PART_BYTES - used.bytes + replaced.bytes))
+    collection = (await connection.execute(sa.select(documents.c.collection).where(documents.c.id == root))).scalar()
+    left = await room_in(connection, str(collection))
+    return Room(
+        max(0, min(MAX_PARTS - used.documents, left.documents) + replaced.documents),
+        max(0, min(MAX_PART_BYTES - used.bytes, left.bytes) + replaced.bytes),
+    )
+
+
+async def room_in(connection: AsyncConnection, collection: str) -> Room:
+    """What a collection's quota has left; what is being deleted counts no more. It may be negative, after a cut."""
+    found = sa.select(collections.c.max_documents, collections.c.max_bytes).where(collections.c.name == collection)
+    limits = (await connection.execute(found)).first() or (0, 0)
+    if not any(limits):
+        return Room(UNLIMITED, UNLIMITED)
+    used = await usage(connection, collection)
+    return Room((limits[0] or UNLIMITED) - used.documents, (limits[1] or UNLIMITED) - used.bytes)
+
+
+async def usage(connection: AsyncConnection, collection: str) -> Room:
+    """Documents and bytes that a collection holds; its own index answers it."""
+    query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(documents.c.size), 0))
+    held = query.where(documents.c.collection == collection, documents.c.status != "deleting")
+    row = (await connection.execute(held)).one()
+    return Room(int(row[0]), int(row[1]))
 
 
 async def _used_below(connection: AsyncConnection, document_id: str) -> Room:
     query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(documents.c.size), 0))
-    row = (await connection.execute(query.where(documents.c.id.in_(sa.select(below([document_id]).c.id))))).one()
+    held = query.where(documents.c.id.in_(sa.select(below([document_id]).c.id)), documents.c.status != "deleting")
+    row = (await connection.execute(held)).one()
     return Room(int(row[0]), int(row[1]))
 
 

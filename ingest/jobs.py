@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.database import Database
 from ingest.documents import SUPERSEDED, Exist, below, replace_parts, require_originals, room_below, taken_for_granted
+from ingest.notices import write_notice
 from ingest.records import Entry, Generation, Upload, new_job
 from ingest.schema import collections, documents, entries, generations, jobs
 from retrieval.errors import JobNotCancellable, JobNotFound
@@ -33,6 +34,7 @@ class Job:
     stage: str
     done: int
     total: int | None
+    rate: float | None
     attempts: int
     worker: str | None
     error: Mapping[str, Any] | None
@@ -42,10 +44,10 @@ class Job:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Time left at the rate so far."""
-        if self.state != "running" or not self.total or not self.done or self.started_at is None:
+        """Time left at the rate of the recent past."""
+        if self.state != "running" or not self.total or not self.rate:
             return None
-        return round((time() - self.started_at) / self.done * (self.total - self.done), 1)
+        return round((self.total - self.done) / self.rate, 1)
 
 
 class LeaseLost(Exception):
@@ -53,12 +55,22 @@ class LeaseLost(Exception):
 
 
 class Jobs:
-    """Claim, renew, settle. `clock` gives seconds since the epoch; all claimers share the database, not the clock's origin."""
+    """Claim, renew, settle. `clock` gives seconds since the epoch; all claimers share the database, not the clock's origin.
+
+    With `notify`, each end is noted for the webhook, in the transaction that settles it.
+    """
 
     def __init__(
-        self, database: Database, *, lease_seconds: float, max_attempts: int, clock: Callable[[], float] = time
+        self,
+        database: Database,
+        *,
+        lease_seconds: float,
+        max_attempts: int,
+        clock: Callable[[], float] = time,
+        notify: bool = False,
     ) -> None:
         self.database = database
+        self.notify = notify
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
         self.clock = clock
@@ -101,6 +113,7 @@ class Jobs:
                 "lease_until": now + self.lease_seconds,
                 "started_at": now,
                 "attempts": jobs.c.attempts + 1,
+                "rate": None,
                 "error": None,
             }
             claimed = sa.update(jobs).where(jobs.c.id == chosen.scalar_subquery()).values(**values).returning(*jobs.c)
@@ -115,9 +128,10 @@ class Jobs:
                 await connection.execute(sa.update(documents).where(current).values(status="processing", updated_at=now))
         return job
 
-    async def renew(self, job: Job, *, stage: str, done: int, total: int | None) -> None:
-        """Prolong the lease and show progress. Raises `LeaseLost`."""
-        values = {"lease_until": self.clock() + self.lease_seconds, "stage": stage, "done": done, "total": total}
+    async def renew(self, job: Job, *, stage: str, done: int, total: int | None, rate: float | None = None) -> None:
+        """Prolong the lease and show progress; `rate` is of `done`, per second. Raises `LeaseLost`."""
+        progress = {"stage": stage, "done": done, "total": total, "rate": rate}
+        values = {"lease_until": self.clock() + self.lease_seconds, **progress}
         async with self.database.writing() as connection:
             result = await connection.execute(sa.update(jobs).where(self._mine(job)).values(**values))
             if not result.rowcount:
@@ -192,11 +206,11 @@ class Jobs:
                 )
             ).all()
             blobs.update(key for row in held for key in row)
+            await self._end(connection, job, "succeeded")  # while the document's name can still be told
             await connection.execute(sa.delete(entries).where(entries.c.document_id == job.document_id))
             await connection.execute(
                 sa.delete(documents).where(documents.c.id == job.document_id, documents.c.status == "deleting")
             )
-            await self._end(connection, job, "succeeded")
         return sorted(blobs)
 
     async def succeed(self, job: Job) -> None:
@@ -226,8 +240,8 @@ class Jobs:
                 await self._document_state(connection, job, "queued", error)
                 return "queued"
             state = "dead" if error["retryable"] else "failed"
-            await self._end(connection, job, state, error)
             await self._document_state(connection, job, "failed", error)
+            await self._end(connection, job, state, error)
         return state
 
     async def release(
@@ -270,6 +284,11 @@ class Jobs:
         if row is None:
             raise JobNotFound(f"there is no job {job_id!r}; GET /jobs lists them")
         return _job(row)
+
+    async def by_id(self, job_ids: Sequence[str]) -> list[Job]:
+        """Those of these jobs that exist."""
+        async with self.database.reading() as connection:
+            return [_job(row) for row in (await connection.execute(sa.select(jobs).where(jobs.c.id.in_(job_ids)))).mappings()]
 
     async def list_jobs(
         self,
@@ -314,8 +333,8 @@ class Jobs:
             if job.state in FINAL or job.kind == "delete":
                 why = "a deletion cannot be called back" if job.kind == "delete" else f"it is {job.state}"
                 raise JobNotCancellable(f"job {job_id} cannot be cancelled: {why}")
-            await self._end(connection, job, "cancelled", error)
             await self._document_state(connection, job, "failed", error)
+            await self._end(connection, job, "cancelled", error)
         return await self.job(job_id)
 
     async def retry(self, job_id: str) -> Job:
@@ -364,8 +383,8 @@ class Jobs:
             "retryable": True,
         }
         for row in (await connection.execute(lost)).mappings().all():
-            await self._end(connection, _job(row), "dead", error)
             await self._document_state(connection, _job(row), "failed", error)
+            await self._end(connection, _job(row), "dead", error)
 
     def _mine(self, job: Job) -> sa.ColumnElement[bool]:
         """True of the row only while this claim of it stands: the next claim counts one more attempt."""
@@ -392,6 +411,8 @@ class Jobs:
             "lease_until": None,
         }
         await connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+        if self.notify and job.kind != "rebuild" and error != SUPERSEDED:  # what superseded it has a notice of its own
+            await write_notice(connection, job, error, self.clock())
 
     async def _document_state(
         self, connection: AsyncConnection, job: Job, status: str, error: Mapping[str, Any] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.catalog import Catalog
+from ingest.disk import Disk
 from ingest.documents import MAX_DEPTH, MAX_PART_BYTES, MAX_PARTS, Room
 from ingest.files import Files
 from ingest.generations import Generations
@@ -24,6 +26,8 @@ from retrieval.errors import DocumentNotFound, FootnoteError
 from retrieval.stores import VectorStore
 
 NO_TEXT = "no text was found in it, so no question can find it; if it shows text, it may be an image of text"
+DISK_SECONDS = 2.0
+"""So long a worker holds a job back while the disk is full: enough that the queue is not turned over all the time."""
 
 
 class ReindexIncomplete(FootnoteError):
@@ -62,7 +66,15 @@ class Pipeline:
     """Carries out jobs. Every step may be repeated: a job that died half-way is simply run again."""
 
     def __init__(
-        self, *, catalog: Catalog, jobs: Jobs, files: Files, store: VectorStore, generations: Generations, parsers: ParserPool
+        self,
+        *,
+        catalog: Catalog,
+        jobs: Jobs,
+        files: Files,
+        store: VectorStore,
+        generations: Generations,
+        parsers: ParserPool,
+        disk: Disk,
     ) -> None:
         self.catalog = catalog
         self.jobs = jobs
@@ -70,9 +82,12 @@ class Pipeline:
         self.store = store
         self.generations = generations
         self.parsers = parsers
+        self.disk = disk
 
     async def run(self, job: Job, progress: Progress) -> None:
         """Carry out a job and settle it. Raises what the steps raise, and `LeaseLost`."""
+        if job.kind != "delete" and not await self._has_room(job, progress):
+            return
         match job.kind:
             case "ingest":
                 await self.ingest(job, progress)
@@ -161,11 +176,23 @@ class Pipeline:
         await self.jobs.release(job, after=0.5, stage="rebuilding", done=states.get("succeeded", 0), total=sum(states.values()))
 
     async def housekeep(self) -> None:
-        """Drop generations that no query reads any more, and files that nobody finishes."""
+        """Drop generations that no query reads any more, files that nobody finishes, and what old tokens covered."""
+        await self.catalog.forget_writes()
         await self.files.sweep()
         for generation in await self.catalog.retired():
             await self.store.drop(generation.index)
             await self.catalog.forget_generation(generation.id)
+
+    async def _has_room(self, job: Job, progress: Progress) -> bool:
+        """Wait a moment for room on the disk, then give the job back: a deletion, which makes room, must get its turn."""
+        if self.disk.has_room():
+            return True
+        progress("waiting for disk", 0, None)
+        await asyncio.sleep(DISK_SECONDS)
+        if self.disk.has_room():
+            return True
+        await self.jobs.release(job, after=DISK_SECONDS, stage="waiting for disk")
+        return False
 
     async def _document(self, job: Job) -> Document | None:
         try:
@@ -283,6 +310,6 @@ def _beyond(parts: int) -> str | None:
         return None
     return (
         f"{parts:,} files in it were not read: of one upload, {MAX_PARTS:,} are with {MAX_PART_BYTES // 2**30} GiB together, "
-        f"and those that lie {MAX_DEPTH} deep at most. "
-        "Take them out and upload them by themselves."
+        f"and those that lie {MAX_DEPTH} deep at most, "
+        "as far as the collection's quota has room. Take them out and upload them by themselves, or raise the quota."
     )

@@ -47,6 +47,14 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """The most that a collection may hold, parts of uploads included; 0 is no limit."""
+
+    documents: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Collection:
     name: str
     live_generation: str | None
@@ -55,8 +63,14 @@ class Collection:
     chunk_overlap: int
     chunk_context: bool
     created_at: float
+    max_documents: int = 0
+    max_bytes: int = 0
     documents: int = 0
     chunks: int = 0
+
+    @property
+    def quota(self) -> Quota:
+        return Quota(self.max_documents, self.max_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,10 @@ class Accepted:
     duplicate: bool
     parts: int = 0
     """How many documents came out of it when it was last read."""
+    error: Mapping[str, Any] | None = None
+    """Why it was refused, where others of its request were not."""
+    token: str = ""
+    """Names the whole request's write: `Catalog.is_pending` tells whether all of it is settled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
     collections ──< documents ──< entries >── generations
                         ├──< jobs
+                        ├──< writes
                         └──< documents that came out of it
 
 An entry is the ledger line of one document in one index generation: which version of it the store should hold, and how many
@@ -15,7 +16,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-HEAD = "0002"
+HEAD = "0005"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = sa.MetaData(
@@ -35,6 +36,8 @@ collections = sa.Table(
     sa.Column("chunk_size", sa.Integer, nullable=False),
     sa.Column("chunk_overlap", sa.Integer, nullable=False),
     sa.Column("chunk_context", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("max_documents", sa.Integer, nullable=False, server_default="0"),  # 0 is no limit, here and in the next
+    sa.Column("max_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("created_at", sa.Float, nullable=False),
 )
 
@@ -79,6 +82,7 @@ documents = sa.Table(
     sa.Column("parent_id", sa.String(40), index=True),  # the document that this one came out of, as an attachment does
     sa.UniqueConstraint("collection", "key"),
     sa.Index(None, "collection", "id"),
+    sa.Index("ix_documents_usage", "collection", "status", "size"),  # a quota is counted from this alone
 )
 
 entries = sa.Table(
@@ -108,6 +112,7 @@ jobs = sa.Table(
     sa.Column("stage", sa.String(20), nullable=False),
     sa.Column("done", sa.Integer, nullable=False),
     sa.Column("total", sa.Integer),
+    sa.Column("rate", sa.Float),  # of `done` in a second, lately
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("run_after", sa.Float, nullable=False),
     sa.Column("worker", sa.Text),
@@ -115,7 +120,7 @@ jobs = sa.Table(
     sa.Column("error", sa.JSON),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
-    sa.Column("finished_at", sa.Float),
+    sa.Column("finished_at", sa.Float, index=True),
     sa.Index(None, "state", "priority", "id"),
     # Two jobs of one document never run at once, whatever the claimers do.
     sa.Index(
@@ -141,6 +146,25 @@ requests = sa.Table(
     sa.Column("key", sa.String(200), primary_key=True),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("response", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+# Which documents a consistency token covers. What is settled needs no row: a token without rows is one of long ago.
+writes = sa.Table(
+    "writes",
+    metadata,
+    sa.Column("token", sa.String(40), primary_key=True),
+    sa.Column("document_id", sa.String(40), primary_key=True),
+)
+
+# What is still to be told to the webhook, written in the transaction that it tells of.
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("run_after", sa.Float, index=True),  # null once it was given up
     sa.Column("created_at", sa.Float, nullable=False),
 )
 

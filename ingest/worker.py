@@ -7,11 +7,13 @@ import contextlib
 import os
 import secrets
 import socket
+import time
 from typing import Any
 
 import structlog
 
 from ingest.jobs import Job, Jobs, LeaseLost
+from ingest.pace import Meter
 from ingest.pipeline import Pipeline
 from retrieval.errors import FootnoteError
 
@@ -103,10 +105,11 @@ class Worker:
 
     async def _beat(self, job: Job, progress: dict[str, Any], work: asyncio.Task[None]) -> None:
         """Renew the lease three times per term; a catalog that is away for a moment is not a lost lease."""
+        meter = Meter()
         while True:
             await asyncio.sleep(min(1.0, self.jobs.lease_seconds / 3))
             try:
-                await self.jobs.renew(job, stage=progress["stage"], done=progress["done"], total=progress["total"])
+                await self.jobs.renew(job, **progress, rate=meter.rate(progress["done"], time.monotonic()))
             except LeaseLost:
                 work.cancel()
                 return

@@ -20,8 +20,11 @@
     │   ├── DimensionMismatch
     │   ├── EmbedderMismatch
     │   ├── IdempotencyConflict
-    │   └── JobNotCancellable
+    │   ├── JobNotCancellable
+    │   └── NotYetVisible          retryable: a write that was asked for is still on its way
     ├── Overloaded                 retry_after seconds
+    ├── DeadlineExceeded           retryable: the caller's time was over
+    ├── QuotaExceeded              deleting, or a higher quota, makes room
     ├── Unauthorized
     ├── ConfigurationError         the operator can mend it
     │   └── MissingDependency      names the command that installs it
@@ -142,6 +145,22 @@ class IdempotencyConflict(Conflict):
 
 class JobNotCancellable(Conflict):
     code = "job_not_cancellable"
+
+
+class NotYetVisible(Conflict):
+    code = "not_yet_visible"
+    retryable = True
+
+
+class DeadlineExceeded(FootnoteError):
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class QuotaExceeded(FootnoteError):
+    """The collection holds as many documents or bytes as it may."""
+
+    code = "quota_exceeded"
 
 
 class Overloaded(FootnoteError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Annotated
 from urllib.parse import quote
 
@@ -13,11 +14,12 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from app.api.errors import problems
 from app.api.errors import response as problem_response
 from app.api.inputs import byte_range
-from app.api.open import Cursor, Limit, Open, collection_out, document_out, job_out, next_cursor
+from app.api.open import Cursor, Limit, Open, collection_out, document_out, next_cursor
 from app.errors import RangeNotSatisfiable
 from app.schemas import (
     ChunkOut,
     Chunks,
+    CollectionChange,
     CollectionIn,
     CollectionName,
     CollectionOut,
@@ -29,10 +31,11 @@ from app.schemas import (
     ReindexRequest,
     ReindexResponse,
 )
+from app.watch import shown
 from app.wiring import Service
 from ingest.chunk import Chunking
 from ingest.generations import Plan
-from ingest.records import Collection
+from ingest.records import Collection, Quota
 from retrieval.errors import ConfigurationError, DocumentNotFound, FootnoteError, InvalidInput
 
 router = APIRouter()
@@ -147,14 +150,14 @@ async def delete_document(service: Open, document_id: str) -> JobOut:
         gone = [document_id, *await service.catalog.parts_below(document_id)]
         for first in range(0, len(gone), BATCH):
             await service.store.replace(generation.index, {each: [] for each in gone[first : first + BATCH]})
-    return job_out(await service.jobs.job(job_id))
+    return (await shown(service, [await service.jobs.job(job_id)]))[0]
 
 
 @router.get("/collections", tags=["collections"], response_model=Collections, responses=problems())
 async def list_collections(service: Open, limit: Limit = 100, cursor: Cursor = None) -> Collections:
     """Collections by name."""
     found = await service.catalog.list_collections(limit=limit, cursor=cursor)
-    return Collections(collections=[collection_out(each) for each in found], next_cursor=next_cursor(found, limit, "name"))
+    return Collections(collections=await _shown(service, found), next_cursor=next_cursor(found, limit, "name"))
 
 
 @router.post("/collections", tags=["collections"], status_code=201, response_model=CollectionOut, responses=problems())
@@ -166,13 +169,25 @@ async def create_collection(service: Open, body: CollectionIn) -> CollectionOut:
         overlap=default.overlap if body.chunk_overlap is None else body.chunk_overlap,
         context=default.context if body.chunk_context is None else body.chunk_context,
     )
-    return collection_out(await service.catalog.create_collection(body.name, chunking=chunking))
+    quota = Quota(
+        documents=service.quota.documents if body.max_documents is None else body.max_documents,
+        bytes=service.quota.bytes if body.max_bytes is None else body.max_bytes,
+    )
+    created = await service.catalog.create_collection(body.name, chunking=chunking, quota=quota)
+    return (await _shown(service, [created]))[0]
 
 
 @router.get("/collections/{name}", tags=["collections"], response_model=CollectionOut, responses=problems(404))
 async def get_collection(service: Open, name: str) -> CollectionOut:
-    """One collection, with what its live index holds."""
-    return collection_out(await service.catalog.collection(name))
+    """One collection, with what its live index holds and what counts towards its quota."""
+    return (await _shown(service, [await service.catalog.collection(name)]))[0]
+
+
+@router.patch("/collections/{name}", tags=["collections"], response_model=CollectionOut, responses=problems(404))
+async def change_collection(service: Open, name: str, body: CollectionChange) -> CollectionOut:
+    """Change the quota. What is over a lower one stays; nothing is added until there is room."""
+    changed = await service.catalog.set_quota(name, **body.model_dump(exclude_none=True))
+    return (await _shown(service, [changed]))[0]
 
 
 @router.delete("/collections/{name}", tags=["collections"], status_code=204, responses=problems(404, 502))
@@ -216,6 +231,11 @@ async def reindex(service: Open, name: str, body: ReindexRequest) -> ReindexResp
         estimated_seconds=seconds,
         job_id=job_id,
     )
+
+
+async def _shown(service: Service, found: Sequence[Collection]) -> list[CollectionOut]:
+    used = await service.catalog.usage([each.name for each in found])
+    return [collection_out(each, used[each.name]) for each in found]
 
 
 def _wanted_chunking(body: ReindexRequest, now: Chunking) -> Chunking:

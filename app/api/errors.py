@@ -61,7 +61,7 @@ def response(
     request_id = structlog.contextvars.get_contextvars().get("request_id", "")
     body = problem(code, detail, request_id=request_id, **extra)
     sent = dict(headers or {})
-    if body["status"] in {429, 503}:
+    if body["status"] in {429, 503} or retry_after is not None:
         sent["Retry-After"] = str(max(1, round(retry_after or 1)))
     if body["status"] == 401:
         sent["WWW-Authenticate"] = "Bearer"

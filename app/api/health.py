@@ -13,6 +13,7 @@ from app import __version__
 from app.api.open import Open
 from app.middleware import REGISTRY
 from app.schemas import Health, Ready
+from ingest.notices import backlog
 from retrieval.errors import FootnoteError
 
 router = APIRouter(tags=["operations"])
@@ -46,11 +47,13 @@ async def readyz(service: Open) -> Response:
     responses={200: {"content": {"text/plain": {}}, "description": "in Prometheus's text format"}},
 )
 async def metrics(request: Request, service: Open) -> Response:
-    """Requests, latencies, and how many jobs wait and run."""
-    depth = await service.jobs.depth()
-    lines = [f'footnote_jobs{{state="{state}"}} {count}' for state, count in depth.items()]
-    waiting = f"footnote_queries_waiting {request.app.state.admission.queued}"
-    own = "\n".join(["# TYPE footnote_jobs gauge", *lines, "# TYPE footnote_queries_waiting gauge", waiting, ""])
+    """Requests, latencies, how many jobs wait and run, and how many notices the webhook has not taken."""
+    by_state = {"jobs": await service.jobs.depth(), "notices": await backlog(service.database)}
+    lines = ["# TYPE footnote_queries_waiting gauge", f"footnote_queries_waiting {request.app.state.admission.queued}"]
+    for name, counts in by_state.items():
+        lines.append(f"# TYPE footnote_{name} gauge")
+        lines += [f'footnote_{name}{{state="{state}"}} {count}' for state, count in counts.items()]
+    own = "\n".join([*lines, ""])
     return Response(generate_latest(REGISTRY) + own.encode(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,25 +14,26 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
+from app.admission import admit_upload, settled
 from app.api.errors import problems
 from app.api.errors import response as problem_response
 from app.api.inputs import parse_metadata, printable, safe_name
 from app.api.open import Open
+from app.api.streams import while_connected
 from app.errors import as_dict
 from app.schemas import Error, IngestedDocument, IngestRequest, IngestResponse
 from app.settings import MIB
 from app.wiring import Service
 from ingest.documents import OriginalVanished
 from ingest.parsers import detect
-from ingest.records import Document, Upload, check_collection_name, request_fingerprint
-from retrieval.errors import FootnoteError, InvalidInput, UnsupportedDocument
+from ingest.records import Accepted, Document, Upload, check_collection_name, request_fingerprint
+from retrieval.errors import FootnoteError, InvalidInput, QuotaExceeded, UnsupportedDocument
 from retrieval.types import Metadata
 
 router = APIRouter(tags=["ingest"])
 
 MAX_FILES = 1000
 COPY_BYTES = 1 * MIB
-POLL_SECONDS = 0.05
 
 _BODY = {
     "required": True,
@@ -86,12 +85,13 @@ class Incoming:
 
 @dataclass
 class Outcome:
-    """What became of one document: an upload, or why it was refused."""
+    """What became of one document: an upload and its acceptance, or why it was refused."""
 
     name: str
     upload: Upload | None = None
     error: FootnoteError | None = None
     incoming: Incoming | None = field(default=None, repr=False)
+    accepted: Accepted | None = None
 
 
 @router.post(
@@ -100,7 +100,7 @@ class Outcome:
     response_model=IngestResponse,
     responses={
         200: {"model": IngestResponse, "description": "all are settled (`wait`)"},
-        **problems(404, 409, 413, 415, 502, 507),
+        **problems(403, 404, 409, 413, 415, 502, 507),
     },
     openapi_extra={"requestBody": _BODY},
 )
@@ -116,19 +116,37 @@ async def ingest(
 
     Members of archives and attachments of mails become documents of their own, with `parent_id` and the same metadata.
     """
-    collection, incoming = await _read(request)
-    check_collection_name(collection)
-    await _check_embedder(service, collection)
-    async with _stored(service, incoming) as outcomes:
-        if all(outcome.error for outcome in outcomes):
-            return _all_refused(outcomes)
-        accepted = await _accept(service, collection, outcomes, idempotency_key)
-    settled = await _settled(service, [a["job_id"] for a in accepted if a["job_id"]], wait)
+    await admit_upload(service, _announced(request))
+    outcomes = await _take_in(request, service, idempotency_key)
+    if all(outcome.error for outcome in outcomes):
+        return _all_refused(outcomes)
+    token = next(outcome.accepted.token for outcome in outcomes if outcome.accepted)
+    done = await while_connected(request, settled(service, token, wait)) if wait else False
+    documents = [_ingested(outcome) for outcome in outcomes]
     if wait:
-        accepted = await _refresh(service, accepted)
-    return JSONResponse(
-        IngestResponse(documents=[IngestedDocument(**a) for a in accepted]).model_dump(mode="json"), 200 if settled else 202
-    )
+        documents = await _refresh(service, documents)
+    body = IngestResponse(documents=documents, consistency_token=token)
+    return JSONResponse(body.model_dump(mode="json"), 200 if done else 202)
+
+
+async def _take_in(request: Request, service: Service, key: str | None) -> list[Outcome]:
+    """Read, store and accept what came; what did not fit into memory lies in temporary files only so long."""
+    try:
+        collection, incoming = await _read(request)
+        check_collection_name(collection)
+        await _check_embedder(service, collection)
+        async with _stored(service, incoming) as outcomes:
+            if not all(outcome.error for outcome in outcomes):
+                await _accept(service, collection, outcomes, key)
+        return outcomes
+    finally:
+        await request.close()
+
+
+def _announced(request: Request) -> int:
+    """How many bytes the body has, as far as its sender says."""
+    said = request.headers.get("content-length", "")
+    return int(said) if said.isdigit() else 0
 
 
 async def _read(request: Request) -> tuple[str, list[Incoming | Outcome]]:
@@ -203,16 +221,15 @@ async def _check_embedder(service: Service, collection: str) -> None:
 
 @asynccontextmanager
 async def _stored(service: Service, incoming: list[Incoming | Outcome]) -> AsyncIterator[list[Outcome]]:
-    """Keep the bytes of all while their documents are written; if that fails, none of them stays."""
+    """Keep the bytes of all while their documents are written; what is not accepted then does not stay."""
     outcomes: list[Outcome] = []
     try:
         for each in incoming:
-            outcomes.append(await _store(service, each) if isinstance(each, Incoming) else each)  # noqa: PERF401 - see except
+            outcomes.append(await _store(service, each) if isinstance(each, Incoming) else each)  # noqa: PERF401 - see finally
         yield outcomes
-    except BaseException:
-        stored = [outcome.upload.sha256 for outcome in outcomes if outcome.upload]
-        await service.catalog.remove_blobs(stored, service.files.discard)
-        raise
+    finally:
+        unnamed = [outcome.upload.sha256 for outcome in outcomes if outcome.upload and not outcome.accepted]
+        await service.catalog.remove_blobs(unnamed, service.files.discard)
 
 
 async def _store(service: Service, incoming: Incoming) -> Outcome:
@@ -232,56 +249,60 @@ async def _store(service: Service, incoming: Incoming) -> Outcome:
     )
 
 
-async def _accept(service: Service, collection: str, outcomes: list[Outcome], key: str | None) -> list[dict[str, Any]]:
+async def _accept(service: Service, collection: str, outcomes: list[Outcome], key: str | None) -> None:
+    """Write the documents; each outcome gets its acceptance, or the reason why the quota has no room for it."""
+    stored = [outcome for outcome in outcomes if outcome.upload]
+    try:
+        accepted = await _write(service, collection, stored, key)
+    except QuotaExceeded as exc:
+        for outcome in stored:
+            outcome.error = exc
+        return
+    for outcome, each in zip(stored, accepted, strict=True):
+        if each.error:
+            outcome.error = QuotaExceeded(each.error["detail"])
+        else:
+            outcome.accepted = each
+
+
+async def _write(service: Service, collection: str, outcomes: list[Outcome], key: str | None) -> list[Accepted]:
     uploads = [outcome.upload for outcome in outcomes if outcome.upload]
     request = (key, request_fingerprint(collection, uploads)) if key else None
     while True:
         try:
-            accepted = await service.catalog.accept(
+            return await service.catalog.accept(
                 collection,
                 uploads,
                 chunking=service.chunking,
                 exist=service.files.has_originals,
                 request=request,
+                quota=service.quota,
             )
-            break
         except OriginalVanished:
             for outcome in outcomes:
                 if outcome.incoming:
                     await service.files.put("originals", outcome.incoming.pieces(), limit=service.settings.max_file_mb * MIB)
-    rows = iter(accepted)
-    return [_refused(outcome) if outcome.error else {**_fields(next(rows)), "error": None} for outcome in outcomes]
 
 
-def _fields(accepted: Any) -> dict[str, Any]:
-    return {name: getattr(accepted, name) for name in ("id", "name", "status", "job_id", "duplicate", "parts")}
-
-
-def _refused(outcome: Outcome) -> dict[str, Any]:
-    error = Error(**as_dict(outcome.error)) if outcome.error else None
-    return {"id": None, "name": outcome.name, "status": "failed", "job_id": None, "duplicate": False, "error": error}
+def _ingested(outcome: Outcome) -> IngestedDocument:
+    accepted = outcome.accepted
+    if accepted is None:
+        error = Error(**as_dict(outcome.error)) if outcome.error else None
+        return IngestedDocument(id=None, name=outcome.name, status="failed", job_id=None, duplicate=False, parts=0, error=error)
+    fields = ("id", "name", "status", "job_id", "duplicate", "parts")
+    return IngestedDocument(**{name: getattr(accepted, name) for name in fields})
 
 
 def _all_refused(outcomes: list[Outcome]) -> JSONResponse:
     first = next(outcome.error for outcome in outcomes if outcome.error)
-    documents = [IngestedDocument(**_refused(outcome)).model_dump(mode="json") for outcome in outcomes]
+    documents = [_ingested(outcome).model_dump(mode="json") for outcome in outcomes]
     return problem_response(first.code, f"{outcomes[0].name}: {first.message}", documents=documents)
 
 
-async def _settled(service: Service, job_ids: list[str], wait: float) -> bool:
-    """Wait until no job is left to run, at most `wait` seconds; an answer of 200 promises that."""
-    deadline = time.monotonic() + wait
-    while wait and await service.jobs.unfinished(job_ids):
-        if time.monotonic() >= deadline:
-            return False
-        await asyncio.sleep(POLL_SECONDS)
-    return bool(wait)
-
-
-async def _refresh(service: Service, accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    ids = [a["id"] for a in accepted if a["id"]]
+async def _refresh(service: Service, documents: list[IngestedDocument]) -> list[IngestedDocument]:
+    ids = [each.id for each in documents if each.id]
     now = {document.id: document for document in await service.catalog.list_documents(ids=ids, limit=len(ids))}
-    return [{**a, **_now(now[a["id"]])} if a["id"] in now else a for a in accepted]
+    return [each.model_copy(update=_now(now[each.id])) if each.id in now else each for each in documents]
 
 
 def _now(document: Document) -> dict[str, Any]:

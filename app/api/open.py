@@ -9,6 +9,7 @@ from fastapi import Depends, Query, Request
 
 from app.schemas import CollectionOut, DocumentOut, Error, JobOut, Receipt
 from app.wiring import Service
+from ingest.documents import Room
 from ingest.jobs import Job
 from ingest.records import Collection, Document
 
@@ -53,7 +54,7 @@ def document_out(document: Document) -> DocumentOut:
     )
 
 
-def job_out(job: Job) -> JobOut:
+def job_out(job: Job, eta_seconds: float | None = None) -> JobOut:
     return JobOut(
         id=job.id,
         kind=job.kind,  # type: ignore[arg-type]
@@ -63,7 +64,8 @@ def job_out(job: Job) -> JobOut:
         stage=job.stage,
         done=job.done,
         total=job.total,
-        eta_seconds=job.eta_seconds,
+        rate=None if job.rate is None or job.state != "running" else round(job.rate, 3),
+        eta_seconds=eta_seconds,
         attempts=job.attempts,
         error=Error(**job.error) if job.error else None,
         created_at=iso(job.created_at),
@@ -72,7 +74,7 @@ def job_out(job: Job) -> JobOut:
     )
 
 
-def collection_out(collection: Collection) -> CollectionOut:
+def collection_out(collection: Collection, used: Room) -> CollectionOut:
     return CollectionOut(
         name=collection.name,
         documents=collection.documents,
@@ -82,5 +84,9 @@ def collection_out(collection: Collection) -> CollectionOut:
         chunk_size=collection.chunk_size,
         chunk_overlap=collection.chunk_overlap,
         chunk_context=collection.chunk_context,
+        max_documents=collection.max_documents,
+        max_bytes=collection.max_bytes,
+        used_documents=used.documents,
+        used_bytes=used.bytes,
         created_at=iso(collection.created_at),
     )

@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from time import perf_counter
-from typing import Any, TypeVar, cast
 
 import structlog
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
-from starlette.types import Send
+from fastapi.responses import Response
 
+from app.admission import Admission, settled
 from app.answer import Delta, Event, Found, hit_out
 from app.api.errors import problems
 from app.api.filters import parse_filter
 from app.api.inputs import printable
 from app.api.open import Open
-from app.errors import QuestionTooLong, problem
+from app.api.streams import GONE, EventStream, documented, problem_event, sse, while_connected
+from app.deadline import Deadline
+from app.errors import QuestionTooLong
 from app.schemas import Answer, Citation, QueryRequest, SearchRequest, SearchResponse
 from app.wiring import Service
-from retrieval.errors import FootnoteError, InvalidInput
+from retrieval.errors import FootnoteError, InvalidInput, NotYetVisible
 from retrieval.types import Query
 
 router = APIRouter(tags=["query"])
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
-GONE = 499
-"""For the log only: nobody reads a response whose client went away."""
-
-_EVENT = {
-    "type": "object",
-    "required": ["event", "data"],
-    "properties": {
-        "event": {"enum": ["hits", "delta", "citation", "done", "error"]},
-        "data": {"type": "string", "description": "JSON"},
-    },
-}
-_EVENTS = {
-    "description": "the answer; with `stream` the events hits, delta, citation, then done (the answer) or error (a problem)",
-    "content": {"text/event-stream": {"schema": _EVENT}},
-}
+_EVENTS = documented(
+    ["hits", "delta", "citation", "done", "error"],
+    "the answer; with `stream` the events hits, delta, citation, then done (the answer) or error (a problem)",
+)
+LONGEST_RETRY_SECONDS = 600
 
 
-@router.post("/search", response_model=SearchResponse, responses=problems(404, 409, 502))
+@router.post("/search", response_model=SearchResponse, responses=problems(404, 409, 502, 504))
 async def search(service: Open, body: SearchRequest, request: Request) -> Response:
     """The chunks that fit a question best, without an answer."""
     began = perf_counter()
-    query = _query(service, body)
-    async with request.app.state.admission:
-        found = await service.answerer.search(body.collection, query)
+    found = await while_connected(request, _search(service, body, request.app.state.admission))
+    if found is None:
+        return Response(status_code=GONE)
     timings = {**found.timings_ms, "total": (perf_counter() - began) * 1000}
     response = SearchResponse(
         hits=[hit_out(hit) for hit in found.hits],
@@ -64,20 +52,50 @@ async def search(service: Open, body: SearchRequest, request: Request) -> Respon
     return Response(response.model_dump_json(), media_type="application/json")
 
 
-@router.post("/query", response_model=Answer, responses={200: _EVENTS, **problems(404, 409, 502)})
+async def _search(service: Service, body: SearchRequest, admission: Admission) -> Found:
+    query, deadline = _query(service, body), _deadline(service, body)
+    async with deadline.kept():
+        await _until_visible(service, body)
+        async with admission:
+            return await service.answerer.search(body.collection, query)
+
+
+@router.post("/query", response_model=Answer, responses={200: _EVENTS, **problems(404, 409, 502, 504)})
 async def query(service: Open, body: QueryRequest, request: Request) -> Response:
     """An answer from the collection's documents, every sentence with its footnote; `abstained` if nothing relevant is found."""
-    asked = _query(service, body)
-    events = service.answerer.answer(body.collection, asked, history=body.history, model=body.llm)
-    async with request.app.state.admission:
-        first = await anext(events)  # what can be refused is refused here, with a status of its own
-    if body.stream:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return _EventStream(_stream(first, events), media_type="text/event-stream", headers=headers)
-    answer = await _while_connected(request, _last(first, events))
+    asked, deadline = _query(service, body), _deadline(service, body)
+    events = deadline.each(service.answerer.answer(body.collection, asked, history=body.history, model=body.llm))
+
+    async def begin() -> Event:
+        async with deadline.kept():
+            await _until_visible(service, body)
+            async with request.app.state.admission:
+                return await anext(events)
+
+    first = await while_connected(request, begin())  # what can be refused is refused here, with a status of its own
+    if first is not None and body.stream:
+        return EventStream(_stream(first, events))
+    answer = await while_connected(request, _last(first, events)) if first is not None else None
     if answer is None:
         return Response(status_code=GONE)
     return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _deadline(service: Service, body: SearchRequest) -> Deadline:
+    longest = service.settings.max_query_seconds
+    return Deadline(longest if body.timeout_seconds is None else min(body.timeout_seconds, longest))
+
+
+async def _until_visible(service: Service, body: SearchRequest) -> None:
+    """Raises `NotYetVisible` if the write that `consistent_with` names is not settled within `wait_seconds`."""
+    if body.consistent_with is None or await settled(service, body.consistent_with, body.wait_seconds):
+        return
+    seconds = await service.pace.seconds_for(await service.pace.queued() + 1, unknown=10.0)
+    raise NotYetVisible(
+        f"what was written is not settled after {body.wait_seconds:g} s: give more wait_seconds, or ask again after the "
+        "seconds in Retry-After",
+        retry_after=min(seconds, LONGEST_RETRY_SECONDS),
+    )
 
 
 def _query(service: Service, body: SearchRequest) -> Query:
@@ -101,33 +119,6 @@ async def _last(first: Event, events: AsyncGenerator[Event, None]) -> Answer | N
     return last if isinstance(last, Answer) else None
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`; None if the client goes away before, and then `work` is stopped, and with it the model."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-class _EventStream(StreamingResponse):
-    """Closes its events however it ends: also when the client leaves while it has not taken what was sent."""
-
-    async def stream_response(self, send: Send) -> None:
-        try:
-            await super().stream_response(send)
-        finally:
-            await cast("AsyncGenerator[bytes, None]", self.body_iterator).aclose()
-
-
 async def _stream(first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
     """Server-sent events. When the client goes away this generator is closed, and with it the model."""
     async with aclosing(events):
@@ -137,29 +128,20 @@ async def _stream(first: Event, events: AsyncGenerator[Event, None]) -> AsyncGen
                 yield _event(event)
         except FootnoteError as exc:
             log.warning("stream_failed", code=exc.code, detail=exc.message)
-            yield _problem_event(exc.code, exc.message)
+            yield problem_event(exc.code, exc.message)
         except Exception:
             log.exception("stream_crashed")
-            yield _problem_event("internal_error", "an unexpected error; the log of the service has the details")
+            yield problem_event("internal_error", "an unexpected error; the log of the service has the details")
 
 
 def _event(event: Event) -> bytes:
     match event:
         case Found():
             hits = ",".join(hit_out(hit).model_dump_json() for hit in event.hits)
-            return _sse("hits", f"[{hits}]")
+            return sse("hits", f"[{hits}]")
         case Delta():
-            return _sse("delta", json.dumps({"text": event.text}, ensure_ascii=False))
+            return sse("delta", json.dumps({"text": event.text}, ensure_ascii=False))
         case Citation():
-            return _sse("citation", event.model_dump_json())
+            return sse("citation", event.model_dump_json())
         case _:
-            return _sse("done", event.model_dump_json())
-
-
-def _problem_event(code: str, detail: str) -> bytes:
-    request_id = structlog.contextvars.get_contextvars().get("request_id", "")
-    return _sse("error", json.dumps(problem(code, detail, request_id=request_id), ensure_ascii=False))
-
-
-def _sse(name: str, data: str) -> bytes:
-    return f"event: {name}\ndata: {data}\n\n".encode()
+            return sse("done", event.model_dump_json())

@@ -210,6 +210,16 @@ def test_documents_go_in_are_asked_about_listed_and_deleted(url, collection, fol
     assert [each["name"] for each in lines("documents", *at)] == ["inner/figs.txt"]
 
 
+def test_a_question_can_wait_for_what_was_sent_without_waiting(url, collection, folder):
+    at = ("--collection", collection, "--url", url)
+    sent = lines("ingest", folder, *at, "--no-wait")
+    [token] = {each["consistency_token"] for each in sent}
+    [answer] = lines("query", "When are apples red?", *at, "--consistent-with", token)
+    assert answer["citations"][0]["document_name"] == "apples.txt"
+    assert len(lines("search", "figs", *at, "--consistent-with", token)[0]["hits"]) == 3
+    assert "/consistent_with" in line("query", "x", *at, "--consistent-with", "yesterday")
+
+
 def test_a_glob_and_no_recursion_choose_files(url, collection, folder):
     at = ("--collection", collection, "--url", url)
     assert [each["name"] for each in lines("ingest", folder, "--glob", "*.txt", "--no-recursive", *at)] == ["apples.txt"]

@@ -448,6 +448,21 @@ def test_a_client_that_leaves_without_a_stream_stops_the_model(http, wire, asked
     assert wire.hung_up.wait(3)
 
 
+def test_a_question_out_of_time_stops_the_model(http, wire, asked):
+    wire.play("late", pause=20)
+    response = http.post("/query", json={**asked, "timeout_seconds": 1})
+    assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+    assert wire.hung_up.wait(3)
+
+
+def test_in_a_stream_the_end_of_the_time_is_an_event(http, wire, asked):
+    wire.play(*["word "] * 200, pause=0.1)
+    events = events_of(http.post("/query", json={**asked, "timeout_seconds": 1.5, "stream": True}))
+    assert (events[0][0], events[-1][0], events[-1][1]["code"]) == ("hits", "error", "deadline_exceeded")
+    assert {name for name, _ in events[1:-1]} <= {"delta"}
+    assert wire.hung_up.wait(3)
+
+
 def test_after_all_that_the_service_still_answers(http, wire, asked):
     wire.play("Vault A was opened ", "in 1994 [", "1].")
     answer = http.post("/query", json={**asked, "question": "When was Vault A opened?"}).json()

@@ -67,12 +67,17 @@ def test_a_file_that_is_not_right_is_named(tmp_path, content):
         ("LLM", "gpt", "<provider>:<model>"),
         ("API_KEYS_REQUIRED", "perhaps", "boolean"),
         ("LEASE_SECONDS", "nan", "greater than or equal to 1"),
+        ("WEBHOOK_URL", "ftp://x", "^https?://"),
     ],
 )
 def test_a_bad_value_stops_the_start_and_names_key_source_and_what_is_allowed(tmp_path, key, value, said):
     line = wrong({f"FOOTNOTE_{key}": value}, tmp_path)
     assert line.startswith(f'FOOTNOTE_{key}="{value}" (from environment): ')
     assert said in line
+
+
+def test_a_webhook_without_a_secret_is_refused(tmp_path):
+    assert "FOOTNOTE_WEBHOOK_SECRET" in wrong({"FOOTNOTE_WEBHOOK_URL": "http://127.0.0.1/hook"}, tmp_path)
 
 
 def test_an_unknown_key_in_the_file_is_refused_too(tmp_path):

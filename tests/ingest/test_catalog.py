@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import time
 from types import SimpleNamespace
 
 import pytest
@@ -620,10 +619,3 @@ async def test_filters_are_held_to_the_keys_and_types_that_exist(db):
     ):
         with pytest.raises(InvalidFilter, match="filter"):
             check_filter(bad, types)
-
-
-def test_an_eta_is_the_time_left_at_the_rate_so_far():
-    job = Job("j", "ingest", "c", None, 1, None, "running", "embedding", 5, 20, 1, "w", None, 0.0, time() - 10, None)
-    assert job.eta_seconds == pytest.approx(30, abs=1)
-    assert replace(job, done=0).eta_seconds is None
-    assert replace(job, state="succeeded").eta_seconds is None

@@ -1,0 +1,83 @@
+"""How fast work goes, and how long what waits will take at that pace."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import time
+
+import sqlalchemy as sa
+
+from ingest.database import Database
+from ingest.jobs import Job
+from ingest.schema import jobs
+
+WINDOW_SECONDS = 120.0
+"""Jobs that ended longer ago say nothing of the pace now."""
+
+
+class Pace:
+    """Of the whole queue, by its rows: what any process measures holds for all workers."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time) -> None:
+        self.database = database
+        self.clock = clock
+
+    async def queued(self) -> int:
+        """How many jobs wait."""
+        async with self.database.reading() as connection:
+            waiting = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state == "queued")
+            return int((await connection.execute(waiting)).scalar_one())
+
+    async def per_second(self) -> float:
+        """Jobs that ended lately, per second; 0.0 if none did."""
+        now = self.clock()
+        query = sa.select(sa.func.count(), sa.func.min(jobs.c.finished_at)).where(jobs.c.finished_at > now - WINDOW_SECONDS)
+        async with self.database.reading() as connection:
+            count, first = (await connection.execute(query)).one()
+        return count / max(1.0, now - first) if count else 0.0
+
+    async def seconds_for(self, count: int, *, unknown: float) -> float:
+        """How long so many jobs take; `unknown` if nothing ended lately."""
+        rate = await self.per_second()
+        return count / rate if rate else unknown
+
+    async def etas(self, found: Sequence[Job]) -> dict[str, float]:
+        """Seconds until each job ends, as far as that can be told.
+
+        One that runs is told by its own rate; one that waits by the jobs before it and the rate at which jobs end; a re-index
+        between two steps by the documents that it lacks, after everything else that waits.
+        """
+        etas = {job.id: job.eta_seconds for job in found if job.eta_seconds is not None}
+        waiting = [job for job in found if job.state == "queued"]
+        if not waiting or not (rate := await self.per_second()):
+            return etas
+        ahead = await self._ahead([job.id for job in waiting])
+        return etas | {job.id: round((ahead[job.id] + 1) / rate, 1) for job in waiting if job.id in ahead}
+
+    async def _ahead(self, ids: Sequence[str]) -> dict[str, int]:
+        """How many jobs wait before each of these."""
+        place = sa.func.row_number().over(order_by=(jobs.c.priority, jobs.c.id))
+        line = sa.select(jobs.c.id, place.label("place")).where(jobs.c.state == "queued").subquery()
+        async with self.database.reading() as connection:
+            rows = await connection.execute(sa.select(line).where(line.c.id.in_(ids)))
+            return {row[0]: row[1] - 1 for row in rows}
+
+
+class Meter:
+    """The rate of one job over the recent past, fed with how much of it is done."""
+
+    def __init__(self, *, window_seconds: float = 20.0) -> None:
+        self.window_seconds = window_seconds
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def rate(self, done: int, now: float) -> float | None:
+        """Of `done` per second; None while too little was seen. A count that goes back is a new one."""
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= self.window_seconds:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        elapsed = now - since
+        return (done - before) / elapsed if elapsed > 0 and done > before else None
