@@ -31,6 +31,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             yield _disk(settings)
             yield await _catalog(service)
             yield await _store(service)
+            yield await _broker(service)
             yield await _embedder(service)
             yield await _parsers()
             async for finding in _collections(service):
@@ -62,6 +63,13 @@ async def _store(service: Service) -> Finding:
         return Finding("store", "ok", await service.store.ping())
     except FootnoteError as exc:
         return Finding("store", "problem", exc.message)
+
+
+async def _broker(service: Service) -> Finding:
+    try:
+        return Finding("broker", "ok", await service.broker.ping())
+    except FootnoteError as exc:
+        return Finding("broker", "problem", exc.message)
 
 
 async def _embedder(service: Service) -> Finding:

@@ -47,6 +47,7 @@ STATUS: Mapping[str, int] = {
     "model_unavailable": 503,
     "model_rejected": 502,
     "catalog_unavailable": 503,
+    "broker_unavailable": 503,
     "storage_full": 507,
     "worker_lost": 500,
     "method_not_allowed": 405,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from app.answer import EXTRACTIVE, Answerer
 from app.llm import LLM
 from app.llm.chat import FallbackChain, open_chat
 from app.settings import MIB, Settings
+from ingest.brokers import Broker, open_broker
 from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.database import Database, open_database
@@ -19,6 +20,7 @@ from ingest.jobs import Jobs
 from ingest.parsers import Options
 from ingest.parsers.isolation import ParserPool
 from ingest.pipeline import Pipeline
+from ingest.records import QUEUES
 from ingest.worker import Worker
 from retrieval.embedders import Embedder, open_embedder
 from retrieval.errors import StorageFull
@@ -32,6 +34,7 @@ class Service:
     """Everything that is open, for as long as the service runs."""
 
     settings: Settings
+    broker: Broker
     database: Database
     catalog: Catalog
     jobs: Jobs
@@ -48,10 +51,12 @@ class Service:
 
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
-    """Open catalog, files, store and embedder; close them in reverse. Raises what an operator can mend, with the cure."""
+    """Open broker, catalog, files, store and embedder; close them in reverse. Raises what an operator can mend."""
     async with AsyncExitStack() as stack:
         files = _open_files(settings)
-        database = await open_database(settings.resolved_catalog_url)
+        broker = await open_broker(settings.resolved_broker_url)
+        stack.push_async_callback(broker.close)
+        database = await open_database(settings.resolved_catalog_url, broker.send)
         stack.push_async_callback(database.close)
         key = settings.store_api_key.get_secret_value() if settings.store_api_key else None
         store = await open_store(settings.resolved_store_url, api_key=key)
@@ -63,11 +68,11 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         jobs = Jobs(database, lease_seconds=settings.lease_seconds, max_attempts=settings.job_max_attempts)
         models = _models(settings)
         answerer = Answerer(catalog=catalog, generations=generations, store=store, models=models, default=next(iter(models)))
-        yield Service(settings, database, catalog, jobs, files, store, generations, answerer)
+        yield Service(settings, broker, database, catalog, jobs, files, store, generations, answerer)
 
 
 @asynccontextmanager
-async def open_worker(service: Service) -> AsyncIterator[Worker]:
+async def open_worker(service: Service, queues: Sequence[str] = QUEUES) -> AsyncIterator[Worker]:
     """A worker over an open service, with its own parser processes."""
     settings = service.settings
     parsers = ParserPool(
@@ -86,7 +91,14 @@ async def open_worker(service: Service) -> AsyncIterator[Worker]:
             generations=service.generations,
             parsers=parsers,
         )
-        yield Worker(service.jobs, pipeline, concurrency=settings.ingest_concurrency)
+        yield Worker(
+            service.jobs,
+            pipeline,
+            service.broker,
+            queues=queues,
+            concurrency=settings.ingest_concurrency,
+            drain_seconds=settings.drain_seconds,
+        )
     finally:
         await parsers.close()
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.chunk import Chunking
 from ingest.database import Database, new_id
-from ingest.documents import Room, below, blob_lock, cancel_queued, remove, require_originals, room_below
+from ingest.documents import Room, add_jobs, below, blob_lock, cancel_queued, remove, require_originals, room_below
 from ingest.filter_keys import type_name
 from ingest.records import (
     Accepted,
@@ -348,7 +348,7 @@ class Catalog:
         version = row["version"] + 1 if row else 1
         await cancel_queued(connection, [document_id])
         job = new_job("ingest", collection, document_id=document_id, version=version)
-        await connection.execute(sa.insert(jobs).values(**job))
+        await add_jobs(connection, [job])
         values = {**fresh, "version": version, "status": "queued", "error": None, "job_id": job["id"], "updated_at": now}
         if row:
             await connection.execute(sa.update(documents).where(documents.c.id == document_id).values(**values))

@@ -33,6 +33,7 @@
         ├── ModelUnavailable       retryable (a language model)
         ├── ModelRejected
         ├── CatalogUnavailable     retryable
+        ├── BrokerUnavailable      retryable
         └── StorageFull
 
 Adapters raise these from what their library raises. The tree knows nothing of HTTP or exit codes: `app.errors` does.
@@ -196,6 +197,11 @@ class ModelRejected(ServiceError):
 
 class CatalogUnavailable(ServiceError):
     code = "catalog_unavailable"
+    retryable = True
+
+
+class BrokerUnavailable(ServiceError):
+    code = "broker_unavailable"
     retryable = True
 
 
