@@ -19,7 +19,8 @@ import typer
 
 from app import __version__
 from app.errors import EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_USAGE, exit_code_of
-from app.settings import Settings, load_settings
+from app.settings import Settings, hide_password, load_settings
+from ingest.records import QUEUES
 from retrieval.errors import FootnoteError
 
 cli = typer.Typer(
@@ -83,13 +84,19 @@ def serve(
     _serve(settings, run(settings, ready=show if demo else None))
 
 
-@cli.command(epilog="Example: FOOTNOTE_CATALOG_URL=postgresql+asyncpg://... footnote worker")
-def worker(parent: Annotated[int | None, typer.Option(hidden=True)] = None) -> None:
+@cli.command(epilog="Example: FOOTNOTE_CATALOG_URL=postgresql+asyncpg://... footnote worker --queues ingest,delete")
+def worker(
+    queues: Annotated[str, typer.Option(help="Only these queues, with commas between.")] = ",".join(QUEUES),
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
     """Run one worker process: it parses, embeds and stores what was uploaded."""
     from app.serve import work
 
+    named = [name.strip() for name in queues.split(",")]
+    if not set(named) <= set(QUEUES):
+        raise typer.BadParameter(f"--queues {queues}: known are {', '.join(QUEUES)}")
     settings = _settings()
-    _serve(settings, work(settings, parent=parent))
+    _serve(settings, work(settings, queues=named, parent=parent))
 
 
 @cli.command(epilog="Example: footnote ingest ~/reports --glob '*.pdf' --collection reports --metadata '{\"year\": 2026}'")
@@ -231,21 +238,31 @@ def delete(
 def jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed, dead or cancelled.")] = None,
     cancel: Annotated[str | None, typer.Option(help="Stop this job.", metavar="ID")] = None,
-    retry: Annotated[str | None, typer.Option(help="Queue this job again.", metavar="ID")] = None,
+    retry: Annotated[
+        list[str] | None, typer.Option(help="Queue this job again, may be repeated; `all` for all of --state.", metavar="ID")
+    ] = None,
     url: Url = None,
     json_: Json = False,
 ) -> None:
-    """List jobs, newest first; cancel or retry one."""
+    """List jobs, newest first; cancel one, or retry some or all of a state."""
     from app.show import table
 
-    if job_id := cancel or retry:
-        verb = "cancel" if cancel else "retry"
-        found = [_call("POST", f"/jobs/{quote(job_id, safe='')}/{verb}", url)]
+    if retry == ["all"] and state not in {"failed", "dead", "cancelled"}:
+        raise typer.BadParameter("--retry all: say of which, with --state dead, failed or cancelled")
+    if cancel:
+        found = [_call("POST", f"/jobs/{quote(cancel, safe='')}/cancel", url)]
+    elif retry:
+        ids = retry if retry != ["all"] else [job["id"] for job in _list("/jobs", "jobs", url, state=state) if _may_retry(job)]
+        found = _call_each("POST", [f"/jobs/{quote(job_id, safe='')}/retry" for job_id in ids], url)
     else:
         found = _list("/jobs", "jobs", url, state=state)
     _print_lines(found) if json_ else table(
         found, ["id", "kind", "collection", "state", "stage", "done", "total", "eta_seconds", "attempts", "created_at"]
     )
+
+
+def _may_retry(job: dict[str, Any]) -> bool:
+    return (job["error"] or {}).get("code") != "superseded"
 
 
 @cli.command(epilog="Example: footnote collections --delete drafts")
@@ -375,13 +392,19 @@ def _question(question: str, collection: str, top_k: int, filter_: str | None, m
 
 
 def _call(method: str, path: str, url: str | None, **options: Any) -> Any:
+    return _call_each(method, [path], url, **options)[0]
+
+
+def _call_each(method: str, paths: list[str], url: str | None, **options: Any) -> list[Any]:
+    """One after another; the first that is refused ends it."""
     from app.client import open_client
 
-    async def act() -> Any:
+    async def act() -> list[Any]:
         async with open_client(url, _settings) as client:
-            return await client.call(method, path, **options)
+            return [await client.call(method, path, **options) for path in paths]
 
-    return _run(act())
+    found: list[Any] = _run(act())
+    return found
 
 
 def _list(path: str, key: str, url: str | None, **params: Any) -> list[dict[str, Any]]:
@@ -396,7 +419,7 @@ def _list(path: str, key: str, url: str | None, **params: Any) -> list[dict[str,
 
 
 def _shown(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return value if isinstance(value, int | float | bool | None) else hide_password(str(value))
 
 
 def _print_lines(items: list[dict[str, Any]]) -> None:

@@ -30,6 +30,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             yield await _catalog(service)
             yield await _store(service)
             yield await _files(service)
+            yield await _broker(service)
             yield await _embedder(service)
             yield await _parsers()
             async for finding in _collections(service):
@@ -75,6 +76,13 @@ async def _files(service: Service) -> Finding:
         cure = "copy the folders originals and texts from where they were, or set FOOTNOTE_FILES_URL back"
         return Finding("files", "problem", f"{place} lacks the bytes of the newest document: {cure}")
     return Finding("files", "ok", place)
+
+
+async def _broker(service: Service) -> Finding:
+    try:
+        return Finding("broker", "ok", await service.broker.ping())
+    except FootnoteError as exc:
+        return Finding("broker", "problem", exc.message)
 
 
 async def _embedder(service: Service) -> Finding:

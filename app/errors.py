@@ -52,6 +52,7 @@ STATUS: Mapping[str, int] = {
     "catalog_unavailable": 503,
     "files_unavailable": 503,
     "files_rejected": 502,
+    "broker_unavailable": 503,
     "storage_full": 507,
     "range_not_satisfiable": 416,
     "worker_lost": 500,

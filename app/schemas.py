@@ -329,7 +329,7 @@ class ReindexResponse(Model):
 
 
 class Ready(Model):
-    status: Literal["ready", "not_ready"]
+    status: Literal["ready", "degraded", "not_ready"]
     checks: dict[str, str]
 
 

@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,14 @@ from typing import Any
 import structlog
 
 from app.settings import Settings
+from ingest.records import QUEUES
 from retrieval.errors import ConfigurationError
 
 RESTART_SECONDS = 2.0
-STOP_SECONDS = 25.0
+STOP_SECONDS = 5.0
+"""What a worker gets to close its connections, beyond the time in which it drains."""
+HURRY_SECONDS = 2.0
+"""What a worker gets to give its jobs back when it is told twice to stop."""
 PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger(__name__)
@@ -39,40 +45,58 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
     app = create_app(settings)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False)
     server = uvicorn.Server(config)
-
-    def stop(signum: int, frame: None) -> None:
-        app.state.watch.close()  # else each listener would hold up the stop
-        server.handle_exit(signum, frame)
-
     # uvicorn's own handling ends the process by the signal, before our workers have stopped, and not with exit code 0.
     server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]
-    with _workers(settings.workers), _signals(stop):
+    workers = Workers(settings.workers)
+
+    def stop() -> None:
+        app.state.watch.close()  # else each listener would hold up the stop
+        server.force_exit, server.should_exit = server.should_exit, True
+        workers.stop()
+
+    keeping = asyncio.create_task(workers.keep())
+    with _signals(stop):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         watch = asyncio.create_task(_announce(server, serving, _url(settings, listener), ready))
         try:
             await serving
         finally:
             watch.cancel()
+            await workers.end(settings.drain_seconds + STOP_SECONDS)
+            await keeping
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
     if not server.started:
         raise ConfigurationError("the service could not start; the lines above say why")
 
 
-async def work(settings: Settings, *, parent: int | None = None) -> None:
-    """Be a worker until SIGINT or SIGTERM, and not longer than the process `parent`; a second signal stops at once."""
+async def work(settings: Settings, *, queues: Sequence[str] = QUEUES, parent: int | None = None) -> None:
+    """Be a worker until SIGINT or SIGTERM, and not longer than the process `parent`.
+
+    The first signal lets running jobs come to their end within `drain_seconds`; the second gives them back at once.
+    """
     from app.wiring import open_service, open_worker
 
     if parent is not None:
         _become_child(parent, settings.worker_cores)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, lambda: os._exit(1) if stop.is_set() else stop.set())
-    async with open_service(settings) as service, open_worker(service) as worker:
-        log.info("worker_started", name=worker.name, concurrency=worker.concurrency)
-        await worker.run(stop)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def stopping() -> None:
+        if stop.is_set():  # giving jobs back takes a moment; where it takes longer, their leases run out
+            hurry.set()
+            threading.Thread(target=_exit_after, args=(HURRY_SECONDS,), daemon=True).start()
+        stop.set()
+
+    with _signals(stopping):
+        async with open_service(settings) as service, open_worker(service, queues) as worker:
+            log.info("worker_started", name=worker.name, concurrency=worker.concurrency, queues=worker.turns.queues)
+            await worker.run(stop, hurry)
     log.info("worker_stopped")
+
+
+def _exit_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(1)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -107,11 +131,11 @@ async def _announce(server: Any, serving: asyncio.Task[None], url: str, ready: C
 
 
 @contextmanager
-def _signals(stop: Callable[[int, None], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM calls `stop`; once the server has stopped, another one ends us at once."""
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Each SIGINT or SIGTERM calls `stop`."""
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop, name, None)
+        loop.add_signal_handler(name, stop)
     try:
         yield
     finally:
@@ -119,37 +143,48 @@ def _signals(stop: Callable[[int, None], None]) -> Iterator[None]:
             loop.remove_signal_handler(name)
 
 
-@contextmanager
-def _workers(count: int) -> Iterator[None]:
-    """Keep `count` worker processes alive; a child dies with us even if we are killed."""
-    children: dict[int, subprocess.Popen[bytes]] = {}
-    stopping = False
+class Workers:
+    """Worker processes beside us: started again when they die, and stopped with us, even if we are killed."""
 
-    async def keep() -> None:
-        while not stopping:
-            for slot in range(count):
-                child = children.get(slot)
-                if child is None or child.poll() is not None:
-                    if child is not None:
-                        log.warning("worker_died", code=child.returncode)
-                        await asyncio.sleep(RESTART_SECONDS)
-                    children[slot] = _start_worker()
-            await asyncio.sleep(0.5)
+    def __init__(self, count: int) -> None:
+        self._children: list[subprocess.Popen[bytes] | None] = [None] * count
+        self._stopping = asyncio.Event()
 
-    keeping = asyncio.ensure_future(keep())
-    try:
-        yield
-    finally:
-        stopping = True
-        keeping.cancel()
-        for child in children.values():
+    async def keep(self) -> None:
+        """Have all of them running, until told to stop."""
+        while not self._stopping.is_set():
+            for slot, child in enumerate(self._children):
+                if child is None:
+                    self._children[slot] = _start_worker()
+                elif child.poll() is not None:
+                    log.warning("worker_died", code=child.returncode)
+                    self._children[slot] = None
+            pause = RESTART_SECONDS if None in self._children else 0.5
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+
+    def stop(self) -> None:
+        """Tell them to come to an end; told again, they give back their jobs at once."""
+        self._stopping.set()
+        for child in self._alive():
             child.terminate()
-        for child in children.values():
+
+    async def end(self, seconds: float) -> None:
+        """Have them stopped, and wait for it; those that take longer are killed."""
+        if not self._stopping.is_set():
+            self.stop()
+        await asyncio.to_thread(self._wait, time.monotonic() + seconds)
+
+    def _wait(self, deadline: float) -> None:
+        for child in self._alive():
             try:
-                child.wait(STOP_SECONDS)
+                child.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+    def _alive(self) -> list[subprocess.Popen[bytes]]:
+        return [child for child in self._children if child is not None and child.poll() is None]
 
 
 def _start_worker() -> subprocess.Popen[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from ingest.brokers import BROKERS
 from retrieval.errors import ConfigurationError
 
 PREFIX = "FOOTNOTE_"
@@ -53,7 +55,11 @@ class Settings(BaseModel):
     files_credentials: SecretStr | None = Field(
         None, description="`KEY_ID:SECRET` for the bucket; unset for AWS's variables or the machine's role"
     )
-    broker_url: Literal["local:"] = Field("local:", description="`local:`: workers claim jobs from the catalog, no broker")
+    broker_url: str = Field(
+        "local:",
+        description="what wakes workers: `local:` (no server), `redis://host:6379/0`, `amqp://user:password@host/`; "
+        "with TLS `rediss://`, `amqps://`",
+    )
 
     embedder: str = Field(
         "local:sentence-transformers/all-MiniLM-L6-v2",
@@ -117,8 +123,11 @@ class Settings(BaseModel):
     worker_cores: int = Field(
         0, ge=0, description="cores that local workers and their parsers use together; 0 for all, at low priority"
     )
-    job_max_attempts: int = Field(5, ge=1, description="tries before a job is dead")
+    job_max_attempts: int = Field(8, ge=1, description="tries before a job is dead")
     lease_seconds: float = Field(30, ge=1, description="time after which a silent worker's job goes to another")
+    drain_seconds: float = Field(
+        20, ge=0, description="time that a worker which is told to stop gives its jobs to end; the rest is given back"
+    )
 
     webhook_url: str | None = Field(
         None, pattern=r"^https?://", description="is told of every document that is settled or deleted, signed and retried"
@@ -140,6 +149,14 @@ class Settings(BaseModel):
                 raise ValueError(
                     f"{name.strip()!r} is neither `extractive` nor `<provider>:<model>`, for example openai:gpt-4o-mini"
                 )
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_is_known(cls, value: str) -> str:
+        scheme, colon, _ = value.partition(":")
+        if not colon or scheme not in BROKERS.table:
+            raise ValueError(f"{scheme!r} is none of the known brokers: {', '.join(f'{known}:' for known in BROKERS.table)}")
         return value
 
     @model_validator(mode="after")
@@ -182,6 +199,10 @@ class Settings(BaseModel):
     @property
     def resolved_files_url(self) -> str:
         return self.files_url or f"file:{self.data_dir.resolve()}"
+
+    @property
+    def resolved_broker_url(self) -> str:
+        return f"local:{self.data_dir.resolve() / 'wake'}" if self.broker_url == "local:" else self.broker_url
 
     @property
     def resolved_models_dir(self) -> Path:
@@ -248,8 +269,13 @@ def _explain(exc: ValidationError, sources: Mapping[str, str]) -> str:
     if error["type"] == "extra_forbidden":
         message = f"unknown setting; known: {', '.join(sorted(Settings.model_fields))}"
     where = f" (from {sources[key]})" if key in sources else ""
-    shown = "" if not key or _is_secret(key) else f"={json.dumps(error.get('input'), default=str)}"
+    shown = "" if not key or _is_secret(key) else f"={hide_password(json.dumps(error.get('input'), default=str))}"
     return f"{PREFIX}{key.upper()}{shown}{where}: {message}" if key else message
+
+
+def hide_password(text: str) -> str:
+    """The text without the password of a URL in it."""
+    return re.sub(r"(://[^:/\s]*:)\S*@", r"\1***@", text)
 
 
 def _is_secret(name: str) -> bool:

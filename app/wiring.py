@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from app.llm import LLM
 from app.llm.chat import FallbackChain, open_chat
 from app.settings import MIB, Settings
 from ingest.blobs import open_blobs
+from ingest.brokers import Broker, open_broker
 from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.database import Database, open_database
@@ -24,7 +25,7 @@ from ingest.pace import Pace
 from ingest.parsers import Options
 from ingest.parsers.isolation import ParserPool
 from ingest.pipeline import Pipeline
-from ingest.records import Quota
+from ingest.records import QUEUES, Quota
 from ingest.worker import Worker
 from retrieval.embedders import Embedder, open_embedder
 from retrieval.errors import StorageFull
@@ -38,6 +39,7 @@ class Service:
     """Everything that is open, for as long as the service runs."""
 
     settings: Settings
+    broker: Broker
     database: Database
     catalog: Catalog
     jobs: Jobs
@@ -61,11 +63,13 @@ class Service:
 
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
-    """Open catalog, files, store and embedder; close them in reverse. Raises what an operator can mend, with the cure."""
+    """Open broker, catalog, files, store and embedder; close them in reverse. Raises what an operator can mend."""
     async with AsyncExitStack() as stack:
         files = await _open_files(settings)
         stack.callback(files.close)
-        database = await open_database(settings.resolved_catalog_url)
+        broker = await open_broker(settings.resolved_broker_url)
+        stack.push_async_callback(broker.close)
+        database = await open_database(settings.resolved_catalog_url, broker.send)
         stack.push_async_callback(database.close)
         key = settings.store_api_key.get_secret_value() if settings.store_api_key else None
         store = await open_store(settings.resolved_store_url, api_key=key)
@@ -83,11 +87,11 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         models = _models(settings)
         answerer = Answerer(catalog=catalog, generations=generations, store=store, models=models, default=next(iter(models)))
         disk = Disk(settings.data_dir.resolve(), settings.min_free_disk_mb * MIB)
-        yield Service(settings, database, catalog, jobs, files, store, generations, answerer, disk, Pace(database))
+        yield Service(settings, broker, database, catalog, jobs, files, store, generations, answerer, disk, Pace(database))
 
 
 @asynccontextmanager
-async def open_worker(service: Service) -> AsyncIterator[Worker]:
+async def open_worker(service: Service, queues: Sequence[str] = QUEUES) -> AsyncIterator[Worker]:
     """A worker over an open service, with its own parser processes."""
     settings = service.settings
     parsers = ParserPool(
@@ -108,7 +112,14 @@ async def open_worker(service: Service) -> AsyncIterator[Worker]:
             disk=service.disk,
         )
         async with _sending_notices(service):
-            yield Worker(service.jobs, pipeline, concurrency=settings.ingest_concurrency)
+            yield Worker(
+                service.jobs,
+                pipeline,
+                service.broker,
+                queues=queues,
+                concurrency=settings.ingest_concurrency,
+                drain_seconds=settings.drain_seconds,
+            )
     finally:
         await parsers.close()
 

@@ -15,6 +15,7 @@ from ingest.database import Database, new_id
 from ingest.documents import (
     Exist,
     Room,
+    add_jobs,
     below,
     cancel_queued,
     lock_blobs,
@@ -415,7 +416,7 @@ class Catalog:
         version = row["version"] + 1 if row else 1
         await cancel_queued(connection, [document_id])
         job = new_job("ingest", collection, document_id=document_id, version=version)
-        await connection.execute(sa.insert(jobs).values(**job))
+        await add_jobs(connection, [job])
         values = {**fresh, "version": version, "status": "queued", "error": None, "job_id": job["id"], "updated_at": now}
         if row:
             await connection.execute(sa.update(documents).where(documents.c.id == document_id).values(**values))

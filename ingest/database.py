@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ from ingest.schema import migrate
 from retrieval.errors import CatalogUnavailable, ConfigurationError, InvalidInput, StorageFull
 
 Clock = Callable[[], float]
+Announce = Callable[[str, Sequence[str]], None]
+"""Told of the jobs that were written to a queue, once they are committed; returns at once and never fails."""
+_QUEUED = "footnote_queued"
+PASSING = ("08", "40", "53", "57")
+"""Classes of PostgreSQL's error codes that may pass: connection lost, rolled back for another, no resources, going down."""
 
 
 def new_id(prefix: str, *, at: float | None = None) -> str:
@@ -25,11 +30,17 @@ def new_id(prefix: str, *, at: float | None = None) -> str:
     return f"{prefix}_{int(now * 1000):012x}{secrets.token_hex(6)}"
 
 
+def note_queued(connection: AsyncConnection, queue: str, job_ids: Sequence[str]) -> None:
+    """Have it announced that these jobs can be claimed, once the transaction is committed."""
+    connection.info[_QUEUED].setdefault(queue, []).extend(job_ids)
+
+
 class Database:
     """Transactions on the catalog's database; everything that a driver raises leaves here as ours."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, announce: Announce) -> None:
         self.engine = engine
+        self.announce = announce
         self.is_sqlite = engine.dialect.name == "sqlite"
 
     @asynccontextmanager
@@ -44,8 +55,11 @@ class Database:
         with _translated():
             async with self.engine.connect() as connection:
                 writing = await connection.execution_options(footnote_write=True)
+                queued = writing.info[_QUEUED] = dict[str, list[str]]()
                 async with writing.begin():
                     yield writing
+        for queue, job_ids in queued.items():
+            self.announce(queue, job_ids)
 
     async def lock(self, connection: AsyncConnection, name: str) -> None:
         """Hold off other writers of `name` until this transaction ends. SQLite's writers exclude each other anyway."""
@@ -56,7 +70,11 @@ class Database:
         await self.engine.dispose()
 
 
-async def open_database(url: str) -> Database:
+def _tell_nobody(_queue: str, _job_ids: Sequence[str]) -> None:
+    """Those who look by themselves find the jobs."""
+
+
+async def open_database(url: str, announce: Announce = _tell_nobody) -> Database:
     """Connect and migrate. Raises `ConfigurationError` for a malformed URL, `CatalogUnavailable` if nothing answers."""
     try:
         parsed = make_url(url)
@@ -69,7 +87,7 @@ async def open_database(url: str) -> Database:
         raise ConfigurationError(f"FOOTNOTE_CATALOG_URL names {backend!r}; known: sqlite, postgresql")
     driver = "sqlite+aiosqlite" if backend == "sqlite" else "postgresql+asyncpg"
     with _translated():
-        database = Database(_engine(parsed.set(drivername=driver)))
+        database = Database(_engine(parsed.set(drivername=driver)), announce)
         try:
             await migrate(database.engine)
         except BaseException:
@@ -109,13 +127,22 @@ def _translated() -> Iterator[None]:
         yield
     except sa.exc.IntegrityError:
         raise  # a lost race: the caller decides
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, OSError) as exc:
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError, OSError) as exc:
         if "disk is full" in str(exc):
             raise StorageFull("the disk that holds the catalog is full: free some room") from exc
-        raise CatalogUnavailable(
-            f"the catalog does not answer; check FOOTNOTE_CATALOG_URL and that its server runs ({exc.__class__.__name__})"
-        ) from exc
-    except sa.exc.DBAPIError as exc:
-        if "0x00" not in str(exc):
-            raise
-        raise InvalidInput("a NUL byte is in a value, and PostgreSQL keeps none") from exc
+        raise _unavailable(exc) from exc
+    except Exception as exc:
+        # PostgreSQL's own words: SQLAlchemy wraps what it says to a statement, and not what it says to a connection.
+        state = str(getattr(getattr(exc, "orig", exc), "sqlstate", None) or "")
+        if state == "53100":
+            raise StorageFull("the disk that holds the catalog is full: free some room") from exc
+        if state.startswith(PASSING):
+            raise _unavailable(exc) from exc
+        if isinstance(exc, sa.exc.DBAPIError) and "0x00" in str(exc):
+            raise InvalidInput("a NUL byte is in a value, and PostgreSQL keeps none") from exc
+        raise
+
+
+def _unavailable(exc: Exception) -> CatalogUnavailable:
+    reason = type(getattr(exc, "orig", None) or exc).__name__
+    return CatalogUnavailable(f"the catalog does not answer; check FOOTNOTE_CATALOG_URL and that its server runs ({reason})")

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ingest.database import Database, new_id
+from ingest.database import Database, new_id, note_queued
 from ingest.records import Upload, is_same, new_job, part_key
 from ingest.schema import collections, documents, jobs
 from retrieval.errors import FootnoteError
@@ -133,6 +133,14 @@ async def lock_blobs(database: Database, connection: AsyncConnection, hashes: It
         await database.lock(connection, f"blob:{start}")
 
 
+async def add_jobs(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Queue jobs (rows of `new_job`); their queues are told of them once the transaction is committed."""
+    if rows:
+        await connection.execute(sa.insert(jobs), rows)
+        for row in rows:
+            note_queued(connection, row["queue"], [row["id"]])
+
+
 async def cancel_queued(connection: AsyncConnection, document_ids: Sequence[str]) -> None:
     for ids in _batches(document_ids):
         queued = sa.and_(jobs.c.document_id.in_(ids), jobs.c.state == "queued")
@@ -160,7 +168,7 @@ async def _remove(connection: AsyncConnection, document_ids: Sequence[str]) -> N
         return
     await cancel_queued(connection, [row.id for row in rows])  # jobs before documents, as those who claim lock them
     fresh = [new_job("delete", row.collection, document_id=row.id, version=row.version) for row in rows]
-    await connection.execute(sa.insert(jobs), fresh)
+    await add_jobs(connection, fresh)
     marked = (
         sa.update(documents)
         .where(documents.c.id == sa.bindparam("which"))
@@ -189,8 +197,7 @@ async def replace_parts(connection: AsyncConnection, parent: Mapping[Any, Any], 
     ]
     for each, job in zip((*new, *changed), queued, strict=True):
         each["job_id"] = job["id"]
-    if queued:
-        await connection.execute(sa.insert(jobs), queued)
+    await add_jobs(connection, queued)
     if new:
         await connection.execute(sa.insert(documents), new)
     if changed:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from time import time
+from time import monotonic, time
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ingest.database import Database
-from ingest.documents import SUPERSEDED, Exist, below, replace_parts, require_originals, room_below, taken_for_granted
+from ingest.claims import LONGEST_WAIT, Turns, Watch, next_job, next_place, next_retry, overdue
+from ingest.database import Clock, Database, note_queued
+from ingest.documents import (
+    SUPERSEDED,
+    Exist,
+    add_jobs,
+    below,
+    replace_parts,
+    require_originals,
+    room_below,
+    taken_for_granted,
+)
 from ingest.notices import write_notice
 from ingest.records import Entry, Generation, Upload, new_job
 from ingest.schema import collections, documents, entries, generations, jobs
@@ -20,6 +32,10 @@ from retrieval.errors import JobNotCancellable, JobNotFound
 
 FINAL = ("succeeded", "failed", "dead", "cancelled")
 Outcome = Literal["settled", "superseded", "moved", "full"]
+CLAIM_TRIES = 8
+"""Collections to try when others are taking the jobs at the same moment."""
+MADE_DUE = 1000
+"""Jobs that have waited long enough and become due in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +57,7 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    queue: str
 
     @property
     def eta_seconds(self) -> float | None:
@@ -55,7 +72,7 @@ class LeaseLost(Exception):
 
 
 class Jobs:
-    """Claim, renew, settle. `clock` gives seconds since the epoch; all claimers share the database, not the clock's origin.
+    """Claim, renew, settle. `clock` is the time of day, `steady` one that nobody sets; both in seconds.
 
     With `notify`, each end is noted for the webhook, in the transaction that settles it.
     """
@@ -66,7 +83,8 @@ class Jobs:
         *,
         lease_seconds: float,
         max_attempts: int,
-        clock: Callable[[], float] = time,
+        clock: Clock = time,
+        steady: Clock = monotonic,
         notify: bool = False,
     ) -> None:
         self.database = database
@@ -74,6 +92,8 @@ class Jobs:
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
         self.clock = clock
+        self.steady = steady
+        self._watch = Watch(lease_seconds)
 
     async def add_reindex(self, collection: str, generation: Generation) -> str:
         """Queue the building of a generation; one that is already under way is found again."""
@@ -85,53 +105,104 @@ class Jobs:
             if (found := (await connection.execute(live)).scalar()) is not None:
                 return str(found)
             row = new_job("reindex", collection, generation_id=generation.id)
-            await connection.execute(sa.insert(jobs).values(**row))
+            await add_jobs(connection, [row])
         return str(row["id"])
 
-    async def claim(self, worker: str) -> Job | None:
-        """Take the oldest job that is due, or one whose worker fell silent; None if there is nothing to do.
+    async def claim(self, worker: str, turns: Turns | None = None) -> Job | None:
+        """Take the job whose turn it is with this worker; None if nothing is due, which costs reads and no lock."""
+        turns = turns or Turns()
+        for _ in range(CLAIM_TRIES):
+            place = await self._next_place(turns)
+            if place is None:
+                return None
+            turns.served(*place)
+            with contextlib.suppress(sa.exc.IntegrityError):  # another worker began a job of the same document
+                if (job := await self._claim(worker, *place)) is not None:
+                    return job
+        return None
 
-        A job that was taken `max_attempts` times without an end is dead: what it works on may be what kills its workers.
-        """
-        if not await self._is_work():
-            return None  # an idle worker asks often: it must not take the write lock each time
-        try:
-            return await self._claim(worker, self.clock())
-        except sa.exc.IntegrityError:
-            return None  # another worker began a job of the same document in the same moment
-
-    async def _claim(self, worker: str, now: float) -> Job | None:
+    async def _next_place(self, turns: Turns) -> tuple[str, str] | None:
+        now, order = self.clock(), turns.order()
+        whose = next_place(tuple(order))
+        served_last = {f"last_{queue}": collection for queue, collection in order.items()}
+        times = {"now": now, "never": now + LONGEST_WAIT}
+        async with self.database.reading() as connection:
+            if (await connection.execute(overdue(turns.queues, 1), times)).first() is None:
+                row = (await connection.execute(whose, served_last)).first()
+                return (row.queue, row.collection) if row else None
         async with self.database.writing() as connection:
-            await self._bury(connection, now)
-            chosen = self._due(now).order_by(jobs.c.priority, jobs.c.id).limit(1)
-            if not self.database.is_sqlite:
-                chosen = chosen.with_for_update(skip_locked=True)
-            values = {
-                "state": "running",
-                "stage": "starting",
-                "worker": worker,
-                "lease_until": now + self.lease_seconds,
-                "started_at": now,
-                "attempts": jobs.c.attempts + 1,
-                "rate": None,
-                "error": None,
-            }
-            claimed = sa.update(jobs).where(jobs.c.id == chosen.scalar_subquery()).values(**values).returning(*jobs.c)
+            waiting = sa.select(jobs.c.id).where(jobs.c.id.in_(overdue(turns.queues, MADE_DUE)), jobs.c.state == "queued")
+            made_due = sa.update(jobs).where(jobs.c.id.in_(self._unlocked(waiting))).values(run_after=0.0)
+            await connection.execute(made_due, times)
+            row = (await connection.execute(whose, served_last)).first()
+        return (row.queue, row.collection) if row else None
+
+    async def _claim(self, worker: str, queue: str, collection: str) -> Job | None:
+        now = self.clock()
+        values = {
+            "state": "running",
+            "stage": "starting",
+            "worker": worker,
+            "beats": jobs.c.beats + 1,
+            "started_at": now,
+            "attempts": jobs.c.attempts + 1,
+            "rate": None,
+            "error": None,
+        }
+        chosen = self._unlocked(next_job(queue, collection)).scalar_subquery()
+        async with self.database.writing() as connection:
+            claimed = sa.update(jobs).where(jobs.c.id == chosen).values(**values).returning(*jobs.c)
             row = (await connection.execute(claimed)).mappings().first()
             if row is None:
                 return None
             job = _job(row)
-            if job.document_id and job.kind == "ingest":
-                current = sa.and_(
-                    documents.c.id == job.document_id, documents.c.version == job.version, documents.c.status != "deleting"
-                )
-                await connection.execute(sa.update(documents).where(current).values(status="processing", updated_at=now))
+            await self._document_state(connection, job, "processing", None)
         return job
+
+    def _unlocked(self, rows: sa.Select[tuple[str]]) -> sa.Select[tuple[str]]:
+        """Only rows that nobody else is changing; SQLite has one writer at a time."""
+        return rows if self.database.is_sqlite else rows.with_for_update(skip_locked=True, of=jobs)
+
+    async def due_in(self, queues: Sequence[str]) -> float:
+        """Seconds until the first of the waiting jobs is due; infinite if none waits."""
+        async with self.database.reading() as connection:
+            first = (await connection.execute(next_retry(tuple(queues)))).scalar()
+        return max(0.0, first - self.clock()) if first is not None else math.inf
+
+    async def take_back(self) -> int:
+        """Queue again what silent workers hold, and end what was taken `max_attempts` times without an end; gives how many.
+
+        Such a job may be what kills its workers. To be called several times in a lease.
+        """
+        running = sa.select(jobs.c.id, jobs.c.beats).where(jobs.c.state == "running")
+        async with self.database.reading() as connection:
+            beats = {row.id: row.beats for row in await connection.execute(running)}
+        silent = self._watch.silent(beats, self.steady())
+        if not silent:
+            return 0
+        async with self.database.writing() as connection:
+            held = self._unlocked(sa.select(jobs).where(jobs.c.id.in_(silent), jobs.c.state == "running"))
+            rows = (await connection.execute(held)).mappings().all()
+            lost = [row for row in rows if row["beats"] == beats[row["id"]]]
+            for row in lost:
+                await self._lose(connection, _job(row))
+        return len(lost)
+
+    async def _lose(self, connection: AsyncConnection, job: Job) -> None:
+        if job.attempts < self.max_attempts:
+            await self._requeue(connection, job)
+            return
+        error = {
+            "code": "worker_lost",
+            "detail": f"its worker died or fell silent {self.max_attempts} times; the document may be what kills it",
+            "retryable": True,
+        }
+        await self._document_state(connection, job, "failed", error)
+        await self._end(connection, job, "dead", error)
 
     async def renew(self, job: Job, *, stage: str, done: int, total: int | None, rate: float | None = None) -> None:
         """Prolong the lease and show progress; `rate` is of `done`, per second. Raises `LeaseLost`."""
-        progress = {"stage": stage, "done": done, "total": total, "rate": rate}
-        values = {"lease_until": self.clock() + self.lease_seconds, **progress}
+        values = {"beats": jobs.c.beats + 1, "stage": stage, "done": done, "total": total, "rate": rate}
         async with self.database.writing() as connection:
             result = await connection.execute(sa.update(jobs).where(self._mine(job)).values(**values))
             if not result.rowcount:
@@ -221,23 +292,15 @@ class Jobs:
     async def fail(self, job: Job, error: Mapping[str, Any], *, retry_after: float | None = None) -> str:
         """End the job as failed, or queue it again if the error may pass; gives the new state.
 
-        Waits 1, 2, 4, 8 ... seconds, at most 5 minutes, each shortened by up to half at random, never less than `retry_after`.
+        Waits 1, 2, 4, 8 ... seconds, at most 5 minutes, each shortened by up to half at random. Where the other side named
+        a longer time, that is waited, and up to its own wait on top: all whom it told the same would come back at once.
         """
         again = error["retryable"] and job.attempts < self.max_attempts
         async with self.database.writing() as connection:
             await self._require(connection, job)
             if again:
-                wait = max(min(300.0, 2.0 ** (job.attempts - 1)) * random.uniform(0.5, 1.0), retry_after or 0.0)  # noqa: S311
-                values = {
-                    "state": "queued",
-                    "stage": "waiting",
-                    "run_after": self.clock() + wait,
-                    "worker": None,
-                    "lease_until": None,
-                    "error": dict(error),
-                }
-                await connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
-                await self._document_state(connection, job, "queued", error)
+                wait = _back_off(job.attempts, retry_after)
+                await self._requeue(connection, job, after=wait, stage="waiting", error=dict(error))
                 return "queued"
             state = "dead" if error["retryable"] else "failed"
             await self._document_state(connection, job, "failed", error)
@@ -248,10 +311,10 @@ class Jobs:
         self, job: Job, *, after: float = 0.0, stage: str = "queued", done: int = 0, total: int | None = None
     ) -> None:
         """Give a job back, claimable `after` seconds from now and not counted as a try: its worker is going, or it waits."""
-        values = {"state": "queued", "stage": stage, "done": done, "total": total, "worker": None, "lease_until": None}
-        counted = {"attempts": jobs.c.attempts - 1, "run_after": self.clock() + after}
         async with self.database.writing() as connection:
-            await connection.execute(sa.update(jobs).where(self._mine(job)).values(**values, **counted))
+            if (await connection.execute(sa.select(jobs.c.id).where(self._mine(job)).with_for_update())).first() is not None:
+                progress = {"stage": stage, "done": done, "total": total}
+                await self._requeue(connection, job, after=after, attempts=jobs.c.attempts - 1, **progress)
 
     async def add_rebuilds(self, generation: Generation, document_ids: Sequence[str]) -> None:
         """Queue the documents of a re-index, each once."""
@@ -264,7 +327,7 @@ class Jobs:
             fresh = [each for each in document_ids if each not in busy]
             if fresh:
                 rows = [new_job("rebuild", generation.collection, document_id=i, generation_id=generation.id) for i in fresh]
-                await connection.execute(sa.insert(jobs), rows)
+                await add_jobs(connection, rows)
 
     async def rebuilds(self, generation: Generation) -> dict[str, int]:
         """How many of a re-index's documents are in which state."""
@@ -343,48 +406,19 @@ class Jobs:
             job = await self._locked(connection, job_id)
             if job.state not in {"failed", "dead", "cancelled"} or (job.error or {}).get("code") == "superseded":
                 raise JobNotCancellable(f"job {job_id} cannot be retried: it is {job.state}")
-            values = {
-                "state": "queued",
-                "stage": "queued",
-                "attempts": 0,
-                "run_after": self.clock(),
-                "worker": None,
-                "lease_until": None,
-                "error": None,
-                "finished_at": None,
-            }
-            await connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**values))
-            await self._document_state(connection, job, "queued", None)
+            await self._requeue(connection, job, attempts=0, finished_at=None)
         return await self.job(job_id)
 
     # --- inside a transaction ---------------------------------------------------------------------------------------------
 
-    def _due(self, now: float) -> sa.Select[tuple[str]]:
-        busy = jobs.alias("busy")
-        blocked = sa.exists().where(
-            busy.c.document_id == jobs.c.document_id,
-            busy.c.state == "running",
-            busy.c.id != jobs.c.id,
-            jobs.c.document_id.is_not(None),
-        )
-        waiting = sa.and_(jobs.c.state == "queued", jobs.c.run_after <= now)
-        silent = sa.and_(jobs.c.state == "running", jobs.c.lease_until < now)
-        return sa.select(jobs.c.id).where(sa.or_(waiting, silent), ~blocked)
-
-    async def _is_work(self) -> bool:
-        async with self.database.reading() as connection:
-            return (await connection.execute(self._due(self.clock()).limit(1))).first() is not None
-
-    async def _bury(self, connection: AsyncConnection, now: float) -> None:
-        lost = sa.select(jobs).where(jobs.c.state == "running", jobs.c.lease_until < now, jobs.c.attempts >= self.max_attempts)
-        error = {
-            "code": "worker_lost",
-            "detail": f"its worker died or fell silent {self.max_attempts} times; the document may be what kills it",
-            "retryable": True,
-        }
-        for row in (await connection.execute(lost)).mappings().all():
-            await self._document_state(connection, _job(row), "failed", error)
-            await self._end(connection, _job(row), "dead", error)
+    async def _requeue(self, connection: AsyncConnection, job: Job, *, after: float = 0.0, **changes: Any) -> None:
+        """Put a job back into its queue; what can be claimed at once is announced."""
+        run_after = self.clock() + after if after else 0.0
+        values = {"state": "queued", "stage": "queued", "worker": None, "error": None, "run_after": run_after, **changes}
+        await connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+        await self._document_state(connection, job, "queued", values["error"])
+        if not after:
+            note_queued(connection, job.queue, [job.id])
 
     def _mine(self, job: Job) -> sa.ColumnElement[bool]:
         """True of the row only while this claim of it stands: the next claim counts one more attempt."""
@@ -408,7 +442,6 @@ class Jobs:
             "stage": state,
             "error": dict(error) if error else None,
             "finished_at": self.clock(),
-            "lease_until": None,
         }
         await connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
         if self.notify and job.kind != "rebuild" and error != SUPERSEDED:  # what superseded it has a notice of its own
@@ -440,6 +473,14 @@ class Jobs:
             await connection.execute(
                 sa.update(generations).where(generations.c.id == entry.generation.id).values(languages=sorted({*known, *new}))
             )
+
+
+def _back_off(attempt: int, retry_after: float | None) -> float:
+    """Seconds to wait after the try number `attempt`."""
+    own = min(300.0, 2.0 ** (attempt - 1))
+    if retry_after is not None and retry_after > own:
+        return min(LONGEST_WAIT, retry_after + random.uniform(0.0, own))  # noqa: S311
+    return own * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 def _rebuild_of(generation: Generation) -> sa.ColumnElement[bool]:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from ingest.database import Database
 from ingest.jobs import Job
+from ingest.records import QUEUES
 from ingest.schema import jobs
 
 WINDOW_SECONDS = 120.0
@@ -57,7 +58,8 @@ class Pace:
 
     async def _ahead(self, ids: Sequence[str]) -> dict[str, int]:
         """How many jobs wait before each of these."""
-        place = sa.func.row_number().over(order_by=(jobs.c.priority, jobs.c.id))
+        urgency = sa.case({queue: rank for rank, queue in enumerate(QUEUES)}, value=jobs.c.queue)
+        place = sa.func.row_number().over(order_by=(urgency, jobs.c.id))
         line = sa.select(jobs.c.id, place.label("place")).where(jobs.c.state == "queued").subquery()
         async with self.database.reading() as connection:
             rows = await connection.execute(sa.select(line).where(line.c.id.in_(ids)))

@@ -16,7 +16,10 @@ from retrieval.errors import InvalidCollectionName
 from retrieval.types import Index, Metadata
 
 COLLECTION_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
-PRIORITY = {"delete": 0, "ingest": 1, "reindex": 2, "rebuild": 3}
+QUEUES = ("delete", "ingest", "reindex", "maintenance")
+"""The job queues, the most urgent first. Maintenance is what nobody waits for."""
+QUEUE_OF = {"delete": "delete", "ingest": "ingest", "reindex": "reindex", "rebuild": "reindex"}
+"""Of each kind of job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +158,10 @@ def new_job(
     kind: str, collection: str, *, document_id: str | None = None, version: int = 0, generation_id: str | None = None
 ) -> dict[str, Any]:
     """The row of a job that waits to be claimed."""
-    now = time()
     return {
         "id": new_id("job"),
         "kind": kind,
-        "priority": PRIORITY[kind],
+        "queue": QUEUE_OF[kind],
         "collection": collection,
         "document_id": document_id,
         "version": version,
@@ -169,8 +171,8 @@ def new_job(
         "done": 0,
         "total": None,
         "attempts": 0,
-        "run_after": now,
-        "created_at": now,
+        "run_after": 0.0,
+        "created_at": time(),
     }
 
 

@@ -103,7 +103,7 @@ jobs = sa.Table(
     metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("kind", sa.String(10), nullable=False),  # ingest, delete, reindex, and rebuild: one document of a reindex
-    sa.Column("priority", sa.Integer, nullable=False),  # lower goes first, so that a re-index never delays an upload
+    sa.Column("queue", sa.String(12), nullable=False),  # delete, ingest, reindex, maintenance
     sa.Column("collection", sa.String(64), nullable=False),
     sa.Column("document_id", sa.String(40), index=True),
     sa.Column("version", sa.Integer, nullable=False),
@@ -114,14 +114,14 @@ jobs = sa.Table(
     sa.Column("total", sa.Integer),
     sa.Column("rate", sa.Float),  # of `done` in a second, lately
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("run_after", sa.Float, nullable=False),
+    sa.Column("run_after", sa.Float, nullable=False),  # 0 once the job is due, so that what is due is one stretch of an index
     sa.Column("worker", sa.Text),
-    sa.Column("lease_until", sa.Float),
+    sa.Column("beats", sa.Integer, nullable=False, server_default="0"),  # one more with each claim and each renewal
     sa.Column("error", sa.JSON),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float, index=True),
-    sa.Index(None, "state", "priority", "id"),
+    sa.Index("ix_jobs_due", "state", "queue", "run_after", "collection", "id"),
     # Two jobs of one document never run at once, whatever the claimers do.
     sa.Index(
         "uq_jobs_running_document",

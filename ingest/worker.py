@@ -8,16 +8,21 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
 
+from ingest.brokers import Broker
+from ingest.claims import Turns
 from ingest.jobs import Job, Jobs, LeaseLost
 from ingest.pace import Meter
 from ingest.pipeline import Pipeline
+from ingest.records import QUEUES
 from retrieval.errors import FootnoteError
 
-IDLE_SECONDS = 0.25
+LOOK_SECONDS = 2.0
+"""How often a worker with nothing to do looks into the catalog by itself: what a broker lost is found then."""
 HOUSEKEEPING_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
@@ -26,40 +31,78 @@ log = structlog.get_logger(__name__)
 class Worker:
     """Runs until `stop` is set, then gives back what it could not finish within `drain_seconds`."""
 
-    def __init__(self, jobs: Jobs, pipeline: Pipeline, *, concurrency: int, drain_seconds: float = 20.0) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        pipeline: Pipeline,
+        broker: Broker,
+        *,
+        queues: Sequence[str] = QUEUES,
+        concurrency: int,
+        drain_seconds: float = 20.0,
+    ) -> None:
         self.jobs = jobs
         self.pipeline = pipeline
+        self.broker = broker
+        self.turns = Turns(queues)
         self.concurrency = concurrency
         self.drain_seconds = drain_seconds
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop`. An unreachable catalog or store is waited for, not died of."""
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
+        """Work until `stop`; `hurry` ends the draining. An unreachable catalog, store or broker is waited for, not died of."""
         running: set[asyncio.Task[None]] = set()
-        housekeeping = asyncio.create_task(self._housekeep())
+        watching = min(LOOK_SECONDS, self.jobs.lease_seconds / 4)
+        beside = [
+            asyncio.create_task(_every(HOUSEKEEPING_SECONDS, self.pipeline.housekeep)),
+            asyncio.create_task(_every(watching, self.jobs.take_back)),
+        ]
         try:
             while not stop.is_set():
-                job = await self._claim() if len(running) < self.concurrency else None
+                job, wait = await self._claim() if len(running) < self.concurrency else (None, None)
                 if job is not None:
                     task = asyncio.create_task(self._work(job))
                     running.add(task)
                     task.add_done_callback(running.discard)
                 else:
-                    await _first_of(stop, running, IDLE_SECONDS)
-            if running:
-                await asyncio.wait(running, timeout=self.drain_seconds)
+                    await self._wait(stop, running, wait)
+            await self._drain(running, hurry or asyncio.Event())
         finally:
-            for task in (*running, housekeeping):
-                task.cancel()
-            await asyncio.gather(*running, housekeeping, return_exceptions=True)
+            for each in (*running, *beside):
+                each.cancel()
+            await asyncio.gather(*running, *beside, return_exceptions=True)
 
-    async def _claim(self) -> Job | None:
+    async def _claim(self) -> tuple[Job | None, float]:
+        """A job, or none and how many seconds to wait at most before the next look."""
         try:
-            return await self.jobs.claim(self.name)
+            job = await self.jobs.claim(self.name, self.turns)
+            return job, LOOK_SECONDS if job else min(LOOK_SECONDS, await self.jobs.due_in(self.turns.queues))
         except FootnoteError as exc:
             log.warning("catalog_unreachable", code=exc.code, detail=exc.message)
-            await asyncio.sleep(1.0)
-            return None
+            return None, LOOK_SECONDS
+
+    async def _wait(self, stop: asyncio.Event, running: set[asyncio.Task[None]], seconds: float | None) -> None:
+        """Wait until told to stop or a job ends; with room for another, also until one is announced or `seconds` are over."""
+        waiting: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait())}
+        if seconds is not None:
+            waiting.add(asyncio.create_task(self.broker.receive(self.turns.queues)))
+        try:
+            await asyncio.wait({*waiting, *running}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _drain(self, running: set[asyncio.Task[None]], hurry: asyncio.Event) -> None:
+        """Let what runs come to its end, within the limit."""
+        hurrying = asyncio.create_task(hurry.wait())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.drain_seconds):
+                while running and not hurry.is_set():
+                    await asyncio.wait({hurrying, *running}, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if running:
+            log.info("jobs_given_back", count=len(running))
 
     async def _work(self, job: Job) -> None:
         """Run one job with a heartbeat beside it; if the lease is lost, the work stops and nothing is settled."""
@@ -116,17 +159,14 @@ class Worker:
             except FootnoteError as exc:
                 log.warning("lease_not_renewed", job_id=job.id, code=exc.code)
 
-    async def _housekeep(self) -> None:
-        while True:
-            try:
-                await self.pipeline.housekeep()
-            except FootnoteError as exc:
-                log.warning("housekeeping_failed", code=exc.code, detail=exc.message)
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
-
-async def _first_of(stop: asyncio.Event, running: set[asyncio.Task[None]], seconds: float) -> None:
-    """Wait until told to stop, a job ends, or `seconds` passed."""
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({stopping, *running}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+async def _every(seconds: float, act: Callable[[], Awaitable[object]]) -> None:
+    """Do it again and again; a service that is away is tried again the next time."""
+    while True:
+        try:
+            await act()
+        except FootnoteError as exc:
+            log.warning("housekeeping_failed", code=exc.code, detail=exc.message)
+        except Exception:
+            log.exception("housekeeping_crashed")  # and is tried again: without it, what a dead worker held would wait for ever
+        await asyncio.sleep(seconds)

@@ -38,6 +38,7 @@
         ├── CatalogUnavailable     retryable
         ├── FilesUnavailable       retryable (originals and texts)
         ├── FilesRejected
+        ├── BrokerUnavailable      retryable
         └── StorageFull
 
 Adapters raise these from what their library raises. The tree knows nothing of HTTP or exit codes: `app.errors` does.
@@ -231,6 +232,11 @@ class FilesRejected(ServiceError):
     """The bucket answered, and does not let us in or does not exist."""
 
     code = "files_rejected"
+
+
+class BrokerUnavailable(ServiceError):
+    code = "broker_unavailable"
+    retryable = True
 
 
 class StorageFull(ServiceError):

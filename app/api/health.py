@@ -19,6 +19,8 @@ from retrieval.errors import FootnoteError
 router = APIRouter(tags=["operations"])
 
 CHECK_SECONDS = 5.0
+DISPENSABLE = {"broker"}
+"""What the service does without for a while: jobs are found by looking into the catalog."""
 
 
 @router.get("/healthz", response_model=Health)
@@ -29,16 +31,17 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Ready, responses={503: {"model": Ready, "description": "a dependency does not answer"}})
 async def readyz(service: Open) -> Response:
-    """Each dependency's state; 503 until all answer."""
+    """Each dependency's state; 503 until all answer; without its broker the service is only `degraded`."""
     checks = {
         "catalog": _state(service.catalog.list_collections(limit=1)),
         "store": _state(service.store.ping()),
         "files": _state(service.files.ping()),
+        "broker": _state(service.broker.ping()),
     }
     states = dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))
-    ready = all(state == "ok" for state in states.values())
-    body = Ready(status="ready" if ready else "not_ready", checks=states)
-    return JSONResponse(body.model_dump(), 200 if ready else 503)
+    away = {name for name, state in states.items() if state != "ok"}
+    body = Ready(status="ready" if not away else "degraded" if away <= DISPENSABLE else "not_ready", checks=states)
+    return JSONResponse(body.model_dump(), 503 if body.status == "not_ready" else 200)
 
 
 @router.get(

@@ -15,6 +15,7 @@ import pytest
 import typer.main
 
 from app.cli import cli
+from tests.app.test_serve import eventually
 from tests.services import MODELS, free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +113,8 @@ def test_the_help_of_every_verb_has_an_example(verb):
 def test_config_shows_values_with_their_sources_and_no_secret(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("workers = 7\n")
-    settings = {"PORT": "8123", "CONFIG": str(file), "API_KEYS": "hunter2", "LLM_API_KEY": "hunter2"}
+    secrets_ = {"API_KEYS": "hunter2", "LLM_API_KEY": "hunter2", "BROKER_URL": "redis://:hunter2@host:6379/0"}
+    settings = {"PORT": "8123", "CONFIG": str(file), "CATALOG_URL": "postgresql://user:hunter2@host/db", **secrets_}
     text = footnote("config", **settings)
     shown = {row.split()[0]: row for row in text.splitlines()}
     assert shown["FOOTNOTE_PORT"].endswith("8123  (environment)")
@@ -251,6 +253,19 @@ def test_what_the_service_refuses_has_the_exit_code_of_its_kind(url, collection)
     assert "colour" in line("search", "x", "--filter", '{"$colour": 1}', "--url", url)
     assert "there is no job" in line("jobs", "--cancel", "job_absent", "--url", url, expect=1)
     assert "cannot be sent" in line("query", b"\xff", "--url", url)
+
+
+def test_several_jobs_or_all_of_a_state_are_retried(url, collection, tmp_path):
+    for name in ("a.pdf", "b.pdf"):
+        (tmp_path / name).write_bytes(b"%PDF-1.7 and nothing else " + name.encode())
+    footnote("ingest", tmp_path, "--collection", collection, "--url", url, expect=1)
+    failed = [job["id"] for job in lines("jobs", "--state", "failed", "--url", url) if job["collection"] == collection]
+    assert len(failed) == 2
+    assert [job["id"] for job in lines("jobs", "--retry", failed[0], "--retry", failed[1], "--url", url)] == failed
+    eventually(lambda: {job["id"] for job in lines("jobs", "--state", "failed", "--url", url)} >= set(failed))
+    assert {job["id"] for job in lines("jobs", "--state", "failed", "--retry", "all", "--url", url)} >= set(failed)
+    assert "--state dead" in line("jobs", "--retry", "all", "--url", url)
+    assert "delete, ingest, reindex, maintenance" in line("worker", "--queues", "ingest,nothing")
 
 
 def test_jobs_and_collections_are_listed_and_a_collection_deleted(url, collection, folder):

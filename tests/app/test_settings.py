@@ -63,7 +63,7 @@ def test_a_file_that_is_not_right_is_named(tmp_path, content):
         ("WORKERS", "-1", "greater than or equal to 0"),
         ("WORKERS", "", "integer"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
-        ("BROKER_URL", "kafka://x", "'local:'"),
+        ("BROKER_URL", "kafka://x", "local:, redis:, rediss:, amqp:, amqps:"),
         ("LLM", "gpt", "<provider>:<model>"),
         ("API_KEYS_REQUIRED", "perhaps", "boolean"),
         ("LEASE_SECONDS", "nan", "greater than or equal to 1"),
