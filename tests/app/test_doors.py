@@ -380,10 +380,11 @@ async def test_a_job_that_waits_has_an_estimate_once_others_have_ended(inside):
 # --- the whole service ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(400)
 def test_workers_keep_to_their_cores_and_tell_the_webhook(tmp_path, receiver):
     settings = {"webhook_url": receiver.url, "webhook_secret": test_notices.SECRET, "worker_cores": "1"}
     with running_service(tmp_path, **settings) as service, service.client() as http:
-        answer = http.post("/ingest?wait=60", json={"documents": [note("a.txt")]})
+        answer = http.post("/ingest?wait=200", json={"documents": [note("a.txt")]})
         assert answer.status_code == 200
         body = {"question": "What is red?", "consistent_with": answer.json()["consistency_token"]}
         assert http.post("/query", json=body).json()["status"] == "answered"

@@ -449,6 +449,8 @@ def test_a_client_that_leaves_without_a_stream_stops_the_model(http, wire, asked
 
 
 def test_a_question_out_of_time_stops_the_model(http, wire, asked):
+    wire.play("first")
+    assert http.post("/query", json=asked).status_code == 200  # the model is loaded, which nothing can stop
     wire.play("late", pause=20)
     response = http.post("/query", json={**asked, "timeout_seconds": 1})
     assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")

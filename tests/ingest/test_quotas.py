@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest.database import new_id
+from ingest.documents import taken_for_granted
 from ingest.records import Quota, Upload
 from ingest.schema import writes
 from retrieval.errors import CollectionNotFound, QuotaExceeded
@@ -18,7 +19,7 @@ db = test_catalog.db
 
 
 async def accept(db, *uploads: Upload, quota: Quota = Quota(), request=None):  # noqa: B008 - frozen
-    return await db.catalog.accept("default", uploads, chunking=CHUNKING, exists=lambda _: True, request=request, quota=quota)
+    return await db.catalog.accept("default", uploads, chunking=CHUNKING, exist=taken_for_granted, request=request, quota=quota)
 
 
 async def settled(db, *parts: Upload) -> str:
