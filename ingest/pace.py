@@ -57,10 +57,12 @@ class Pace:
         return etas | {job.id: round((ahead[job.id] + 1) / rate, 1) for job in waiting if job.id in ahead}
 
     async def _ahead(self, ids: Sequence[str]) -> dict[str, int]:
-        """How many jobs wait before each of these."""
-        urgency = sa.case({queue: rank for rank, queue in enumerate(QUEUES)}, value=jobs.c.queue)
-        place = sa.func.row_number().over(order_by=(urgency, jobs.c.id))
-        line = sa.select(jobs.c.id, place.label("place")).where(jobs.c.state == "queued").subquery()
+        """How many jobs wait before each of these: queue by queue, in which collections take turns."""
+        turn = sa.func.row_number().over(partition_by=(jobs.c.queue, jobs.c.collection), order_by=jobs.c.id).label("turn")
+        waiting = sa.select(jobs.c.id, jobs.c.queue, jobs.c.collection, turn).where(jobs.c.state == "queued").subquery()
+        urgency = sa.case({queue: number for number, queue in enumerate(QUEUES)}, value=waiting.c.queue)
+        place = sa.func.row_number().over(order_by=(urgency, waiting.c.turn, waiting.c.collection))
+        line = sa.select(waiting.c.id, place.label("place")).subquery()
         async with self.database.reading() as connection:
             rows = await connection.execute(sa.select(line).where(line.c.id.in_(ids)))
             return {row[0]: row[1] - 1 for row in rows}

@@ -49,7 +49,7 @@ def test_a_broker_emptied_killed_restarted_and_swapped_for_the_other_loses_nothi
     ):
         assert http.get("/readyz").json() == {
             "status": "ready",
-            "checks": {"catalog": "ok", "store": "ok", "broker": "ok"},
+            "checks": {"catalog": "ok", "store": "ok", "files": "ok", "broker": "ok"},
         }
         upload(http, 0, 10)
         with redis.Redis.from_url(server.url) as client:

@@ -245,7 +245,7 @@ def test_an_idempotency_key_makes_a_retry_safe(http, collection):
 def test_ready_alive_and_measured(http):
     assert http.get("/healthz").json()["status"] == "alive"
     ready = http.get("/readyz").json()
-    assert ready == {"status": "ready", "checks": {"catalog": "ok", "store": "ok", "broker": "ok"}}
+    assert ready == {"status": "ready", "checks": {"catalog": "ok", "store": "ok", "files": "ok", "broker": "ok"}}
     metrics = http.get("/metrics").text
     assert "footnote_http_requests_total" in metrics
     assert 'footnote_jobs{state="queued"}' in metrics
