@@ -76,6 +76,18 @@ class EmbeddedChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What a store holds of one document."""
+
+    chunks: int = 0
+    """How many are visible, as far as the store itself knows."""
+    digest: str = "0" * 32
+    """`retrieval.digest` of the visible chunks that are sound: whose every field and column says the same."""
+    left_over: int = 0
+    """Chunks that nobody sees, written so long ago that no writer at work can still make them visible."""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A chunk that one of the two primitive searches found, with its stored vector.
 
