@@ -17,9 +17,11 @@ class Digest:
     """The sum of a hash of each chunk: order does not change it, and a chunk that is there twice does."""
 
     def __init__(self) -> None:
+        self.count = 0
         self._sum = 0
 
     def add(self, row: EmbeddedChunk) -> None:
+        self.count += 1
         self._sum = (self._sum + int.from_bytes(_hash(row))) % 2**_BITS
 
     def hexdigest(self) -> str:

@@ -80,9 +80,11 @@ class Holding:
     """What a store holds of one document."""
 
     chunks: int = 0
-    """How many are visible, as far as the store itself knows."""
+    """How many are visible, by the store's own account."""
+    sound: int = 0
+    """How many of them were read, with all their columns saying the same."""
     digest: str = "0" * 32
-    """`retrieval.digest` of the visible chunks that are sound: whose every field and column says the same."""
+    """`retrieval.digest` of the sound ones."""
     left_over: int = 0
     """Chunks that nobody sees, written so long ago that no writer at work can still make them visible."""
 

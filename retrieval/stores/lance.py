@@ -228,7 +228,7 @@ class LanceStore:
 
         if document_ids:
             await self._read(index, read, None)
-        return {each: Holding(counts[each], digests[each].hexdigest()) for each in document_ids}
+        return {each: Holding(counts[each], digest.count, digest.hexdigest()) for each, digest in digests.items()}
 
     async def clean(self, index: Index, document_ids: Sequence[str]) -> None:
         """Nothing is ever left over: a commit is all or nothing."""

@@ -340,7 +340,9 @@ class WeaviateStore:
             if marker and marker.live == unframed(item.properties.get("version")) and (row := sound_row(item)):
                 digests[document_id].add(row)
         counts = {each: marker.chunks if marker else 0 for each, marker in markers.items()}
-        return {each: Holding(counts[each], digests[each].hexdigest(), left_over[each]) for each in document_ids}
+        return {
+            each: Holding(counts[each], digest.count, digest.hexdigest(), left_over[each]) for each, digest in digests.items()
+        }
 
     async def _objects(self, index: Index, document_ids: Sequence[str], *, vectors: bool) -> AsyncIterator[Any]:
         """All objects of these documents with all that is stored of them, whatever their version."""
