@@ -11,6 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -190,7 +191,9 @@ def documents(
         str | None, typer.Argument(help="Show what was read of this one, and what not.", metavar="ID", show_default=False)
     ] = None,
     collection: Annotated[str | None, typer.Option("--collection", "-c", help="Only of this collection.")] = None,
-    status: Annotated[str | None, typer.Option(help="queued, processing, ready, needs_attention, failed or deleting.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="queued, processing, ready, needs_attention, degraded, failed or deleting.")
+    ] = None,
     part_of: Annotated[str | None, typer.Option(help="Only what came out of this archive or mail.", metavar="ID")] = None,
     url: Url = None,
     json_: Json = False,
@@ -308,11 +311,19 @@ def reindex(
     raise typer.Exit(EXIT_DONE if not failed else EXIT_FAILED if failed == len(results) else EXIT_PARTIAL)
 
 
-@cli.command(epilog="Example: footnote doctor --json")
-def doctor(json_: Json = False) -> None:
+@cli.command(epilog="Example: footnote doctor --repair")
+def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Rebuild what the store lacks, remove what it should not hold, and wait for it.")
+    ] = False,
+    json_: Json = False,
+) -> None:
     """Check settings, model, store and catalog and whether they agree; exits 1 on a finding and names the cure."""
     from app.doctor import examine
     from app.show import finding
+
+    if repair:
+        _repair(json_=json_)
 
     async def act() -> bool:
         well = True
@@ -342,6 +353,19 @@ def config(json_: Json = False) -> None:
     width = max(map(len, rows)) + len("FOOTNOTE_")
     for name, row in rows.items():
         typer.echo(f"{'FOOTNOTE_' + name.upper():<{width}}  {'' if row['value'] is None else row['value']}  ({row['source']})")
+
+
+def _repair(*, json_: bool) -> None:
+    from app.doctor import Repair, repair
+    from app.show import table
+
+    async def act() -> list[dict[str, Any]]:
+        return [asdict(each) async for each in repair(_settings())]
+
+    rows = _run(act())
+    _print_lines(rows) if json_ else table(rows, [field.name for field in fields(Repair)])
+    left, repaired = sum(row["left"] for row in rows), sum(row["repaired"] for row in rows)
+    raise typer.Exit(EXIT_DONE if not left else EXIT_PARTIAL if repaired else EXIT_FAILED)
 
 
 def _version(show: bool) -> None:

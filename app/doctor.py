@@ -1,16 +1,23 @@
-"""`footnote doctor`: are settings, model, store and catalog there, and do they agree? Every finding names its cure."""
+"""`footnote doctor`: are settings, model, store and catalog there, and do they agree? Every finding names its cure.
+
+With `--repair` what the store lacks, or holds and should not, is mended.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from app.settings import Settings
-from app.wiring import Service, open_service
+from app.wiring import Service, open_service, open_worker
+from ingest.ledger import Drift
 from ingest.parsers.isolation import ParserPool
-from ingest.records import Collection
+from ingest.records import Collection, Generation
 from retrieval.errors import FootnoteError
 
 
@@ -20,6 +27,26 @@ class Finding:
     state: Literal["ok", "problem"]
     detail: str
     """What was found, and for a problem what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What became of one collection: documents that were looked at, that differed and how, and that still do."""
+
+    collection: str
+    checked: int
+    missing: int
+    stale: int
+    orphaned: int
+    repaired: int
+    left: int
+
+
+async def repair(settings: Settings) -> AsyncIterator[Repair]:
+    """Compare each live index with the catalog, repair it and wait until that is done."""
+    async with open_service(settings) as service, _working(service):
+        async for generation in service.reconciler.live_generations():
+            yield await _repaired(service, generation)
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
@@ -123,17 +150,54 @@ async def _collections(service: Service) -> AsyncIterator[Finding]:
 
 
 async def _collection(service: Service, collection: Collection) -> Finding:
-    """Does the index belong to the model in use, and does the store hold as many chunks as the catalog says?"""
+    """Does the index belong to the model in use, and does the store hold just what the catalog says?"""
     check = f"collection {collection.name}"
     try:
         live = await service.generations.live(collection.name)
-        stored = await service.store.count(live[0].index) if live else 0
+        drifts = await _drifts(service, live[0]) if live else []
     except FootnoteError as exc:
         return Finding(check, "problem", exc.message)
-    if stored != collection.chunks:
-        cure = f"run `footnote reindex --collection {collection.name} --force`"
-        return Finding(check, "problem", f"the store holds {stored} chunks and the catalog says {collection.chunks}: {cure}")
+    lost = sum(not drift.rebuildable for drift in drifts)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(drift.kind for drift in drifts).items())
+    if lost:
+        cure = "see `footnote documents --status degraded` and upload them again"
+        return Finding(check, "problem", f"in the store are {kinds}, and the originals of {lost} are gone too: {cure}")
+    if drifts:
+        return Finding(check, "problem", f"in the store are {kinds} of {collection.documents}: run `footnote doctor --repair`")
     return Finding(check, "ok", f"{collection.documents} documents, {collection.chunks} chunks")
+
+
+async def _drifts(service: Service, generation: Generation) -> list[Drift]:
+    return [drift async for found in service.reconciler.compare(generation) for drift in found.drifts]
+
+
+async def _repaired(service: Service, generation: Generation) -> Repair:
+    kinds: Counter[str] = Counter()
+    checked = 0
+    async for found in service.reconciler.compare(generation):
+        await service.reconciler.repair(generation, found, again=True)
+        kinds.update(drift.kind for drift in found.drifts)
+        checked += found.checked
+    while True:
+        await asyncio.sleep(0.2)
+        if not await service.reconciler.ledger.repairing(generation):
+            break
+    left = len(await _drifts(service, generation)) if kinds else 0
+    counts = {kind: kinds[kind] for kind in ("missing", "stale", "orphaned")}
+    return Repair(generation.collection, checked, **counts, repaired=max(0, kinds.total() - left), left=left)
+
+
+@asynccontextmanager
+async def _working(service: Service) -> AsyncIterator[None]:
+    """With a worker of our own, for there may be no other."""
+    async with open_worker(service) as worker:
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker.run(stop))
+        try:
+            yield
+        finally:
+            stop.set()
+            await running
 
 
 async def _jobs(service: Service) -> Finding:

@@ -56,6 +56,8 @@ STATUS: Mapping[str, int] = {
     "storage_full": 507,
     "range_not_satisfiable": 416,
     "worker_lost": 500,
+    "index_drift": 500,
+    "original_lost": 409,
     "method_not_allowed": 405,
     "malformed_request": 400,
 }

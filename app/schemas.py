@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from ingest.records import COLLECTION_NAME
 
 CollectionName = Annotated[str, StringConstraints(pattern=COLLECTION_NAME)]
-DocumentStatus = Literal["queued", "processing", "ready", "needs_attention", "failed", "deleting"]
+DocumentStatus = Literal["queued", "processing", "ready", "needs_attention", "degraded", "failed", "deleting"]
 JobState = Literal["queued", "running", "succeeded", "failed", "dead", "cancelled"]
 Text = Annotated[str, StringConstraints(min_length=1)]
 MAX_COUNT, MAX_SIZE = 2**31 - 1, 2**53 - 1

@@ -136,6 +136,12 @@ class Settings(BaseModel):
         None, description="key of the signature, as Standard Webhooks has it: `whsec_` and base64, or any text"
     )
 
+    reconcile_minutes: float = Field(
+        15,
+        ge=0,
+        description="time between two comparisons of the store with the catalog, which repair what differs; 0 turns them off",
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe message that is logged")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`auto` is console on a terminal and JSON elsewhere"

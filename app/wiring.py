@@ -20,11 +20,13 @@ from ingest.disk import Disk
 from ingest.files import Files
 from ingest.generations import Generations
 from ingest.jobs import Jobs
+from ingest.ledger import Ledger
 from ingest.notices import Courier
 from ingest.pace import Pace
 from ingest.parsers import Options
 from ingest.parsers.isolation import ParserPool
 from ingest.pipeline import Pipeline
+from ingest.reconcile import Reconciler
 from ingest.records import QUEUES, Quota
 from ingest.worker import Worker
 from retrieval.embedders import Embedder, open_embedder
@@ -49,6 +51,7 @@ class Service:
     answerer: Answerer
     disk: Disk
     pace: Pace
+    reconciler: Reconciler
 
     @property
     def quota(self) -> Quota:
@@ -87,7 +90,11 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         models = _models(settings)
         answerer = Answerer(catalog=catalog, generations=generations, store=store, models=models, default=next(iter(models)))
         disk = Disk(settings.data_dir.resolve(), settings.min_free_disk_mb * MIB)
-        yield Service(settings, broker, database, catalog, jobs, files, store, generations, answerer, disk, Pace(database))
+        every = 60 * settings.reconcile_minutes
+        reconciler = Reconciler(catalog=catalog, ledger=Ledger(database), files=files, store=store, every_seconds=every)
+        yield Service(
+            settings, broker, database, catalog, jobs, files, store, generations, answerer, disk, Pace(database), reconciler
+        )
 
 
 @asynccontextmanager
@@ -119,6 +126,7 @@ async def open_worker(service: Service, queues: Sequence[str] = QUEUES) -> Async
                 queues=queues,
                 concurrency=settings.ingest_concurrency,
                 drain_seconds=settings.drain_seconds,
+                chores=(service.reconciler.tick,),
             )
     finally:
         await parsers.close()

@@ -358,6 +358,12 @@ class Catalog:
         async with self.database.reading() as connection:
             return await self._row(connection, query.where(documents.c.id == document_id, documents.c.status != "deleting"))
 
+    async def blobs_of(self, document_id: str) -> set[str]:
+        """Hashes of the originals and texts that the indexes refer to for a document."""
+        query = sa.select(entries.c.sha256, entries.c.text_key).where(entries.c.document_id == document_id)
+        async with self.database.reading() as connection:
+            return {key for row in (await connection.execute(query)).all() for key in row}
+
     async def remove_blobs(self, hashes: Sequence[str], remove: Callable[[Sequence[str]], Awaitable[None]]) -> None:
         """Call `remove` with those of these bytes that nothing refers to, while nobody can begin to."""
         rest = sorted(set(hashes))
@@ -407,7 +413,7 @@ class Catalog:
             "media_type": upload.media_type,
             "metadata": dict(upload.metadata),
         }
-        if row is not None and is_same(row, upload) and row["status"] != "failed":
+        if row is not None and is_same(row, upload) and row["status"] not in {"failed", "degraded"}:
             parts = (row["receipt"] or {}).get("parts", 0)
             return Accepted(row["id"], upload.name, row["status"], row["job_id"], duplicate=True, parts=parts)
         if not room.take(*((0, upload.size - row["size"]) if row else (1, upload.size))):

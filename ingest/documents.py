@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.database import Database, new_id, note_queued
-from ingest.records import Upload, is_same, new_job, part_key
-from ingest.schema import collections, documents, jobs
+from ingest.records import Entry, Upload, is_same, new_job, part_key, status_when_whole
+from ingest.schema import collections, documents, jobs, passes
 from retrieval.errors import FootnoteError
 
 SUPERSEDED = {"code": "superseded", "detail": "a newer version or a deletion took its place", "retryable": False}
@@ -124,6 +124,12 @@ async def require_originals(database: Database, connection: AsyncConnection, upl
         raise OriginalVanished("the bytes were removed with another document at the same moment; they are stored again")
 
 
+async def require_texts(written: Iterable[Entry], exist: Exist) -> None:
+    """Make sure that the texts of what was written are there, under their locks. Raises `OriginalVanished`."""
+    if not await exist({entry.text_key for entry in written}):
+        raise OriginalVanished("the text was removed with another document at the same moment; it is stored again")
+
+
 async def lock_blobs(database: Database, connection: AsyncConnection, hashes: Iterable[str]) -> None:
     """Keep others from naming or removing these bytes until the transaction ends.
 
@@ -188,7 +194,7 @@ async def replace_parts(connection: AsyncConnection, parent: Mapping[Any, Any], 
         row = held.pop(part_key(parent["id"], part.name), None)
         if row is None:
             new.append(_new_part(parent, part))
-        elif row["status"] == "failed" or not is_same(row, part):
+        elif row["status"] in {"failed", "degraded"} or not is_same(row, part):
             changed.append(_version(part, row["id"], row["version"] + 1))
     await remove(connection, [row["id"] for row in held.values()])
     await cancel_queued(connection, [each["id"] for each in changed])
@@ -235,3 +241,22 @@ def _update_by_id(values: Mapping[str, Any]) -> sa.Update:
     """One statement for many rows; a parameter may not have the name of a column."""
     fresh = {name: sa.bindparam(f"new_{name}", type_=documents.c[name].type) for name in values if name != "id"}
     return sa.update(documents).where(documents.c.id == sa.bindparam("new_id")).values(fresh)
+
+
+async def note_repaired(connection: AsyncConnection, document_id: str) -> None:
+    """The live index holds all of a document again: it has the status that its receipt speaks for."""
+    degraded = sa.and_(documents.c.id == document_id, documents.c.status == "degraded")
+    row = (await connection.execute(sa.select(documents.c.receipt).where(degraded))).first()
+    if row is not None:
+        values = {"status": status_when_whole(row.receipt), "error": None, "updated_at": time()}
+        await connection.execute(sa.update(documents).where(degraded).values(**values))
+    mended = sa.update(passes).where(passes.c.name == "indexes").values(mended=passes.c.mended + 1)
+    await connection.execute(mended)
+
+
+async def note_unrepaired(connection: AsyncConnection, document_id: str, error: Mapping[str, Any]) -> None:
+    """A degraded document stays so, and shows what stopped its repair."""
+    degraded = sa.and_(documents.c.id == document_id, documents.c.status == "degraded")
+    detail = f"it could not be rebuilt and is tried again tomorrow, or by `footnote doctor --repair`: {error['detail']}"
+    values = {"error": {**error, "detail": detail}, "updated_at": time()}
+    await connection.execute(sa.update(documents).where(degraded).values(**values))

@@ -106,6 +106,10 @@ class Files:
         """Whether the bytes of all are there."""
         return all(await asyncio.gather(*(self._run(self._blobs.has, _key("originals", sha256)) for sha256 in hashes)))
 
+    async def has_texts(self, keys: Collection[str]) -> bool:
+        """Whether these texts are all there."""
+        return all(await asyncio.gather(*(self._run(self._blobs.has, _key("texts", key)) for key in keys)))
+
     async def put_text(self, text: str) -> str:
         """Store a canonical text as UTF-8; its key is the hash of those bytes."""
 
@@ -150,7 +154,7 @@ class Files:
     def _keep(self, kind: Kind, sha256: str, path: Path) -> None:
         """Store a file. An original that is there needs no second copy: whoever names it looks for it again (`has_originals`).
 
-        A text is not looked for, so it is written anew: it is young then, and nobody takes it for one that was forgotten.
+        A text is written anew all the same: it is young then, and nobody takes it for one that was forgotten.
         """
         if kind != "originals" or not self._blobs.has(_key(kind, sha256)):
             self._blobs.keep(_key(kind, sha256), path)

@@ -20,8 +20,12 @@ from ingest.documents import (
     Exist,
     add_jobs,
     below,
+    lock_blobs,
+    note_repaired,
+    note_unrepaired,
     replace_parts,
     require_originals,
+    require_texts,
     room_below,
     taken_for_granted,
 )
@@ -216,13 +220,15 @@ class Jobs:
         parts: Sequence[Upload] = (),
         *,
         exist: Exist = taken_for_granted,
+        texts: Exist = taken_for_granted,
     ) -> Outcome:
         """Record what was written of a document's newest version and what came out of it, and end the job; all at once.
 
         `source` has the document's new `status`, `receipt`, `version`, `sha256` and `media_type`; `parts` take the place of
-        the version's before, named within the document, their bytes stored as `exist` tells. "superseded": the document
-        has a newer version or is going, so nothing of this may stay. "moved": readers follow a generation that `written`
-        lacks, so write there too and settle again. "full": the upload has no room for so many parts.
+        the version's before, named within the document; `exist` and `texts` tell whether their bytes, and the texts of what
+        was written, are stored. "superseded": the document has a newer version or is going, so nothing of this may stay.
+        "moved": readers follow a generation that `written` lacks, so write there too and settle again. "full": the upload
+        has no room for so many parts.
         Raises `LeaseLost` and `OriginalVanished`.
         """
         async with self.database.writing() as connection:
@@ -237,6 +243,8 @@ class Jobs:
                 return "moved"
             if parts and (await room_below(connection, row["id"])).fitting(parts) < len(parts):
                 return "full"
+            await self._lock_blobs(connection, written, parts)
+            await require_texts(written, texts)
             for entry in written:
                 await self._write_entry(connection, row["id"], entry, source)
             values = {name: source[name] for name in ("status", "receipt", "media_type")}
@@ -247,8 +255,13 @@ class Jobs:
             await self._end(connection, job, "succeeded")
         return "settled"
 
-    async def settle_rebuild(self, job: Job, entry: Entry, source: Mapping[str, Any]) -> Outcome:
-        """Record what was written of a document's live version into a building generation, and end the job."""
+    async def settle_rebuild(
+        self, job: Job, entry: Entry, source: Mapping[str, Any], *, texts: Exist = taken_for_granted
+    ) -> Outcome:
+        """Record what was written of a document's live version into a generation, and end the job.
+
+        A document that was degraded because of the live one is whole again. Raises `LeaseLost` and `OriginalVanished`.
+        """
         async with self.database.writing() as connection:
             await self.database.lock(connection, f"collection:{job.collection}")
             await self._require(connection, job)
@@ -260,7 +273,11 @@ class Jobs:
             if (await connection.execute(live)).scalar() != source["version"]:
                 await self._end(connection, job, "cancelled", SUPERSEDED)
                 return "superseded"
+            await self._lock_blobs(connection, [entry], ())
+            await require_texts([entry], texts)
             await self._write_entry(connection, str(job.document_id), entry, source)
+            if entry.generation.state == "live":
+                await note_repaired(connection, str(job.document_id))
             await self._end(connection, job, "succeeded")
         return "settled"
 
@@ -447,9 +464,16 @@ class Jobs:
         if self.notify and job.kind != "rebuild" and error != SUPERSEDED:  # what superseded it has a notice of its own
             await write_notice(connection, job, error, self.clock())
 
+    async def _lock_blobs(self, connection: AsyncConnection, written: Sequence[Entry], parts: Sequence[Upload]) -> None:
+        """All at once and in one order, so that no two transactions wait for each other."""
+        hashes = [*(entry.text_key for entry in written), *(part.sha256 for part in parts)]
+        await lock_blobs(self.database, connection, hashes)
+
     async def _document_state(
         self, connection: AsyncConnection, job: Job, status: str, error: Mapping[str, Any] | None
     ) -> None:
+        if job.kind == "rebuild" and status == "failed" and error:
+            await note_unrepaired(connection, str(job.document_id), error)
         if job.kind != "ingest":
             return
         current = sa.and_(
@@ -464,7 +488,7 @@ class Jobs:
         place = {"document_id": document_id, "generation_id": entry.generation.id}
         await connection.execute(sa.delete(entries).where(*(entries.c[key] == value for key, value in place.items())))
         values = {key: source[key] for key in ("version", "sha256", "media_type")}
-        held = {"text_key": entry.text_key, "chunks": entry.chunks, "indexed_at": self.clock()}
+        held = {"text_key": entry.text_key, "chunks": entry.chunks, "digest": entry.digest, "indexed_at": self.clock()}
         await connection.execute(sa.insert(entries).values(**place, **values, **held))
         known = (
             await connection.execute(sa.select(generations.c.languages).where(generations.c.id == entry.generation.id))

@@ -20,7 +20,8 @@ from ingest.parsers.isolation import ParserPool
 from ingest.parts import UNKNOWN, keep_parts
 from ingest.passages import Passages, Progress, Source
 from ingest.reading import Reading
-from ingest.records import Document, Entry, Generation, Upload
+from ingest.records import Document, Entry, Generation, Upload, status_when_whole
+from retrieval.digest import digest_of
 from retrieval.embedders import Embedder
 from retrieval.errors import DocumentNotFound, FootnoteError
 from retrieval.stores import VectorStore
@@ -105,6 +106,7 @@ class Pipeline:
             await self.jobs.settle_ingest(job, [], {})
             return
         source = await self._source(document)
+        before = await self.catalog.blobs_of(source.id)
         watch = Stopwatch(progress)
         with self.files.scratch() as scratch:
             async with self._reading(source, watch, scratch) as reading:
@@ -119,6 +121,8 @@ class Pipeline:
         if outcome == "superseded":
             await self._discard(parts)
             await self._forget_if_gone(job, written)
+        else:
+            await self.catalog.remove_blobs([*before], self.files.discard)
 
     async def delete(self, job: Job) -> None:
         """Remove a document from every generation, then from the catalog, then its bytes unless another has the same.
@@ -133,18 +137,22 @@ class Pipeline:
         await self.catalog.remove_blobs(await self.jobs.settle_delete(job), self.files.discard)
 
     async def rebuild(self, job: Job, progress: Progress) -> None:
-        """One document of a re-index: build its live version anew in the generation that the job names."""
+        """Build a document's live version anew in the generation that the job names: for a re-index, or to repair it."""
         generation = next((g for g in await self.catalog.generations(job.collection) if g.id == job.generation_id), None)
         live = await self.catalog.live_source(str(job.document_id))
+        if generation is not None and live is None:  # no version of it is to be found, so none may lie there
+            await self.store.replace(generation.index, {str(job.document_id): []})
         if generation is None or live is None:
-            await self.jobs.succeed(job)  # the collection or the document went away meanwhile
+            await self.jobs.succeed(job)
             return
         source = Source(**live)
+        before = await self.catalog.blobs_of(source.id)
         embedder = await self.generations.embedder(generation.embedder)
         async with self._reading(source, progress, None) as reading:
             entry = await self._index(source, reading, generation, embedder, progress)
-        if await self.jobs.settle_rebuild(job, entry, source.place()) == "superseded":
+        if await self.jobs.settle_rebuild(job, entry, source.place(), texts=self.files.has_texts) == "superseded":
             await self._forget_if_gone(job, {generation.id: entry})
+        await self.catalog.remove_blobs([*before], self.files.discard)
 
     async def reindex(self, job: Job) -> None:
         """One step of a re-index: queue what the new generation lacks, or switch to it if it lacks nothing.
@@ -264,7 +272,8 @@ class Pipeline:
     ) -> Outcome:
         entries = list(written.values())
         settled = _settled(source, parsed, parts, max(entries, key=lambda entry: entry.chunks), watch.seconds())
-        return await self.jobs.settle_ingest(job, entries, settled, parts, exist=self.files.has_originals)
+        exist, texts = self.files.has_originals, self.files.has_texts
+        return await self.jobs.settle_ingest(job, entries, settled, parts, exist=exist, texts=texts)
 
     async def _index(
         self, source: Source, reading: Reading, generation: Generation, embedder: Embedder, progress: Progress
@@ -279,7 +288,8 @@ class Pipeline:
         await self.store.create(generation.index)
         await self.store.replace(generation.index, {source.id: passages.embedded})
         languages = frozenset({passages.language} if passages.language else ())
-        return Entry(generation, text_key, chunks, languages, passages.tokens, passages.tokens_cut)
+        digest = await asyncio.to_thread(digest_of, passages.embedded)
+        return Entry(generation, text_key, chunks, languages, passages.tokens, passages.tokens_cut, digest)
 
     async def _forget_if_gone(self, job: Job, written: Mapping[str, Entry]) -> None:
         """A document that was deleted while we indexed it must not be found until its deletion runs."""
@@ -301,8 +311,7 @@ def _settled(
     if not entry.chunks and not parsed.parts:
         doubts = [receipt["needs_attention"] or NO_TEXT]
     receipt["needs_attention"] = " ".join(filter(None, doubts)) or None
-    status = "needs_attention" if receipt["needs_attention"] else "ready"
-    return {**source.place(), "status": status, "receipt": receipt}
+    return {**source.place(), "status": status_when_whole(receipt), "receipt": receipt}
 
 
 def _beyond(parts: int) -> str | None:

@@ -139,6 +139,8 @@ class Entry:
     """Of all chunks with their contexts, as the embedding model counts."""
     tokens_cut: int = 0
     """Beyond the model's window, so not in any vector; the chunker is there to keep this 0."""
+    digest: str | None = None
+    """`retrieval.digest` of the chunks; None leaves it to the next comparison with the store."""
 
 
 def check_collection_name(name: str) -> str:
@@ -174,6 +176,11 @@ def new_job(
         "run_after": 0.0,
         "created_at": time(),
     }
+
+
+def status_when_whole(receipt: Mapping[str, Any] | None) -> str:
+    """Of a document of which the store holds all: is what was read of it good enough?"""
+    return "needs_attention" if receipt and receipt.get("needs_attention") else "ready"
 
 
 def request_fingerprint(collection: str, uploads: Sequence[Upload]) -> str:

@@ -5,8 +5,8 @@
                         ├──< writes
                         └──< documents that came out of it
 
-An entry is the ledger line of one document in one index generation: which version of it the store should hold, and how many
-chunks. `collections.live_generation` is the switch that readers follow.
+An entry is the ledger line of one document in one index generation: which version of it the store should hold, how many chunks,
+and their digest. `collections.live_generation` is the switch that readers follow.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ generations = sa.Table(
     sa.Column("languages", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("retired_at", sa.Float),
+    sa.Column("compared_at", sa.Float),  # when all of it was last compared with what the store holds
 )
 
 documents = sa.Table(
@@ -96,6 +97,7 @@ entries = sa.Table(
     sa.Column("text_key", sa.String(64), nullable=False, index=True),
     sa.Column("chunks", sa.Integer, nullable=False),
     sa.Column("indexed_at", sa.Float, nullable=False),
+    sa.Column("digest", sa.String(32)),  # `retrieval.digest` of the chunks; null until the first pass after migration 0004
 )
 
 jobs = sa.Table(
@@ -138,6 +140,18 @@ metadata_keys = sa.Table(
     sa.Column("collection", sa.String(64), primary_key=True),
     sa.Column("key", sa.String(200), primary_key=True),
     sa.Column("type", sa.String(10), primary_key=True),
+)
+
+passes = sa.Table(
+    "passes",
+    metadata,
+    sa.Column("name", sa.String(20), primary_key=True),  # indexes, files
+    sa.Column("worker", sa.Text),  # who makes it, until `lease_until`
+    sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("finished_at", sa.Float, nullable=False),
+    sa.Column("checked", sa.BigInteger, nullable=False),  # this and the rest: of all passes together
+    sa.Column("found", sa.BigInteger, nullable=False),
+    sa.Column("mended", sa.BigInteger, nullable=False),
 )
 
 requests = sa.Table(

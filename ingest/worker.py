@@ -40,6 +40,7 @@ class Worker:
         queues: Sequence[str] = QUEUES,
         concurrency: int,
         drain_seconds: float = 20.0,
+        chores: Sequence[Callable[[], Awaitable[None]]] = (),
     ) -> None:
         self.jobs = jobs
         self.pipeline = pipeline
@@ -47,6 +48,7 @@ class Worker:
         self.turns = Turns(queues)
         self.concurrency = concurrency
         self.drain_seconds = drain_seconds
+        self.chores = chores
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
@@ -54,8 +56,8 @@ class Worker:
         running: set[asyncio.Task[None]] = set()
         watching = min(LOOK_SECONDS, self.jobs.lease_seconds / 4)
         beside = [
-            asyncio.create_task(_every(HOUSEKEEPING_SECONDS, self.pipeline.housekeep)),
             asyncio.create_task(_every(watching, self.jobs.take_back)),
+            *(asyncio.create_task(_every(HOUSEKEEPING_SECONDS, act)) for act in (self.pipeline.housekeep, *self.chores)),
         ]
         try:
             while not stop.is_set():

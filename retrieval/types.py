@@ -76,6 +76,20 @@ class EmbeddedChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What a store holds of one document."""
+
+    chunks: int = 0
+    """How many are visible, by the store's own account."""
+    sound: int = 0
+    """How many of them were read, with all their columns saying the same."""
+    digest: str = "0" * 32
+    """`retrieval.digest` of the sound ones."""
+    left_over: int = 0
+    """Chunks that nobody sees, written so long ago that no writer at work can still make them visible."""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A chunk that one of the two primitive searches found, with its stored vector.
 

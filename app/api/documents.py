@@ -117,10 +117,18 @@ async def get_original(
 )
 async def get_text(service: Open, document_id: str) -> PlainTextResponse:
     """The text of the version that answers come from."""
+    try:
+        text = await _text(service, document_id)
+    except DocumentNotFound:  # a newer version took its place just now
+        text = await _text(service, document_id)
+    return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
+
+
+async def _text(service: Service, document_id: str) -> str:
     document = await service.catalog.document(document_id)
     if document.text_key is None:
         raise DocumentNotFound(f"document {document_id!r} has no text yet: its status is {document.status}")
-    return PlainTextResponse(await service.files.text(document.text_key), headers={"X-Content-Type-Options": "nosniff"})
+    return await service.files.text(document.text_key)
 
 
 @router.get("/documents/{document_id}/chunks", tags=["documents"], response_model=Chunks, responses=problems(404, 409, 502))

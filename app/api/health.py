@@ -13,6 +13,7 @@ from app import __version__
 from app.api.open import Open
 from app.middleware import REGISTRY
 from app.schemas import Health, Ready
+from ingest.ledger import PassRecord
 from ingest.notices import backlog
 from retrieval.errors import FootnoteError
 
@@ -50,14 +51,24 @@ async def readyz(service: Open) -> Response:
     responses={200: {"content": {"text/plain": {}}, "description": "in Prometheus's text format"}},
 )
 async def metrics(request: Request, service: Open) -> Response:
-    """Requests, latencies, how many jobs wait and run, and how many notices the webhook has not taken."""
+    """Requests, latencies, jobs that wait and run, notices that the webhook has not taken, what was found and mended."""
     by_state = {"jobs": await service.jobs.depth(), "notices": await backlog(service.database)}
     lines = ["# TYPE footnote_queries_waiting gauge", f"footnote_queries_waiting {request.app.state.admission.queued}"]
     for name, counts in by_state.items():
         lines.append(f"# TYPE footnote_{name} gauge")
         lines += [f'footnote_{name}{{state="{state}"}} {count}' for state, count in counts.items()]
+    lines += _pass_lines(await service.reconciler.ledger.passes())
     own = "\n".join([*lines, ""])
     return Response(generate_latest(REGISTRY) + own.encode(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _pass_lines(records: list[PassRecord]) -> list[str]:
+    lines = []
+    for name, kind in (("finished_at", "gauge"), ("checked", "counter"), ("found", "counter"), ("mended", "counter")):
+        metric = "footnote_pass_finished_timestamp_seconds" if kind == "gauge" else f"footnote_pass_{name}_total"
+        lines.append(f"# TYPE {metric} {kind}")
+        lines += [f'{metric}{{pass="{record.name}"}} {getattr(record, name)}' for record in records]
+    return lines
 
 
 async def _state(check: Awaitable[object]) -> str:

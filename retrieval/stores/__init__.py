@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from retrieval.registry import Registry
-from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Index, Vector
+from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Holding, Index, Vector
 
 
-class VectorStore(Protocol):
+class Inventory(Protocol):
+    """What a store tells of all that lies in it, put there by us or behind our back: the part that `ingest.reconcile` needs.
+
+    A reading of documents that are being written meanwhile may mix before and after: whoever acts on it asks again.
+    """
+
+    async def size(self, index: Index) -> int:
+        """How many chunks lie in the index, visible or not, by the cheapest means."""
+
+    def documents(self, index: Index) -> AsyncIterator[set[str]]:
+        """The ids of all documents of which any chunk lies in the index, some at a time; an id may come again."""
+
+    async def holdings(self, index: Index, document_ids: Sequence[str]) -> dict[str, Holding]:
+        """What the index holds of each of these documents; reads every field of every chunk of theirs."""
+
+    async def clean(self, index: Index, document_ids: Sequence[str]) -> None:
+        """Remove what `holdings` calls left over of these documents; what is visible stays as it is."""
+
+
+class VectorStore(Inventory, Protocol):
     """Holds embedded chunks, one index per generation of a collection, and offers two primitive searches.
 
     Every method takes the index first: no call can reach two collections. Ranking, fusion and deduplication live above

@@ -139,6 +139,20 @@ def to_chunk(row: dict[str, Any]) -> Chunk:
     return Chunk(**row)
 
 
+def sound_rows(table: Any) -> Iterator[EmbeddedChunk]:
+    """The rows whose columns say the same as the chunk in them, as `to_arrow` wrote them; all others are left out."""
+    names = [name for name in table.schema.names if name.startswith("m_")]
+    for row, vector in zip(table.drop_columns("vector").to_pylist(), vectors_of(table), strict=True):
+        extra = {name: row[name] for name in names if row[name] is not None}
+        terms, keys = row["terms"], row[KEYS]
+        try:
+            chunk = to_chunk({name: row[name] for name in CHUNK_COLUMNS})
+            if metadata_columns(chunk.metadata) == extra and key_names(chunk) == keys:
+                yield EmbeddedChunk(chunk, vector, terms)
+        except (ValueError, TypeError, AttributeError):
+            continue  # its metadata is no JSON any more
+
+
 def vectors_of(table: Any) -> Iterator[Vector]:
     column = table.column("vector")
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)

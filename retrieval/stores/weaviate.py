@@ -29,6 +29,7 @@ from weaviate.exceptions import (
     WeaviateInvalidInputError,
 )
 
+from retrieval.digest import Digest
 from retrieval.errors import FootnoteError, StoreRejected, StoreUnavailable
 from retrieval.stores.filters import Node, kind_of_column, metadata_columns, resolve, wanted_columns
 from retrieval.stores.rows import best, by_similarity, check_dimension, check_vector, check_vectors, place_name
@@ -45,11 +46,13 @@ from retrieval.stores.weaviate_schema import (
     live_class,
     live_class_settings,
     marker_uuid,
+    sound_row,
     to_found,
     to_object,
     to_where,
+    unframed,
 )
-from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Index, Vector
+from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Holding, Index, Vector
 
 T = TypeVar("T")
 
@@ -67,6 +70,9 @@ ABANDONED = 900.0
 """Seconds after which a version that never became visible is taken for a crashed writer's."""
 SEEN_MOST = 100_000
 MARKERS_AT_ONCE = 500
+OBJECTS_AT_ONCE = 1000
+"""Of a walk through what is stored; with their vectors a few megabytes."""
+DOCUMENTS_AT_ONCE = 100
 
 
 async def open_weaviate(url: str, *, api_key: str | None = None) -> WeaviateStore:
@@ -212,6 +218,41 @@ class WeaviateStore:
         except IndexMissing:
             return 0
 
+    async def size(self, index: Index) -> int:
+        try:
+            async with self._tenant(chunk_class(index), index) as chunks:
+                return int((await chunks.aggregate.over_all(total_count=True)).total_count or 0)
+        except IndexMissing:
+            return 0
+
+    async def documents(self, index: Index) -> AsyncIterator[set[str]]:
+        after = None
+        while True:
+            try:
+                async with self._tenant(chunk_class(index), index) as chunks:
+                    answer = await chunks.query.fetch_objects(
+                        limit=OBJECTS_AT_ONCE, after=after, return_properties=["document_id"]
+                    )
+            except IndexMissing:
+                return
+            if not answer.objects:
+                return
+            yield {unframed(item.properties["document_id"]) for item in answer.objects if item.properties.get("document_id")}
+            after = answer.objects[-1].uuid
+
+    async def holdings(self, index: Index, document_ids: Sequence[str]) -> dict[str, Holding]:
+        held: dict[str, Holding] = {}
+        for group in grouped(document_ids, DOCUMENTS_AT_ONCE):
+            held |= await self._holdings(index, group)
+        return held
+
+    async def clean(self, index: Index, document_ids: Sequence[str]) -> None:
+        for group in grouped(document_ids, DOCUMENTS_AT_ONCE):
+            markers = await self._markers_if_any(index, group)
+            gone = [item.uuid async for item in self._objects(index, group, vectors=False) if is_left_over(item, markers)]
+            for uuids in grouped(gone, MARKERS_AT_ONCE):
+                await self._remove(index, Where.by_id().contains_any(uuids))
+
     async def ping(self) -> str:
         async with self._connection.client() as client:
             return f"Weaviate {(await client.get_meta())['version']}"
@@ -286,6 +327,50 @@ class WeaviateStore:
             elif seen[1] > started:
                 settled = False
         return settled
+
+    async def _holdings(self, index: Index, document_ids: Sequence[str]) -> dict[str, Holding]:
+        """The count is the marker's and the digest that of the objects, so that neither can be wrong alone."""
+        markers = await self._markers_if_any(index, document_ids)
+        digests = {each: Digest() for each in document_ids}
+        left_over = dict.fromkeys(document_ids, 0)
+        async for item in self._objects(index, document_ids, vectors=True):
+            document_id = unframed(item.properties["document_id"])
+            marker = markers[document_id]
+            left_over[document_id] += is_left_over(item, markers)
+            if marker and marker.live == unframed(item.properties.get("version")) and (row := sound_row(item)):
+                digests[document_id].add(row)
+        counts = {each: marker.chunks if marker else 0 for each, marker in markers.items()}
+        return {
+            each: Holding(counts[each], digest.count, digest.hexdigest(), left_over[each]) for each, digest in digests.items()
+        }
+
+    async def _objects(self, index: Index, document_ids: Sequence[str], *, vectors: bool) -> AsyncIterator[Any]:
+        """All objects of these documents with all that is stored of them, whatever their version."""
+        mine = Where.by_property("document_id").contains_any([framed(each) for each in document_ids])
+        where, by_id, is_full = mine, Sort.by_property("chunk_id"), True
+        while is_full:
+            try:
+                async with self._tenant(chunk_class(index), index) as chunks:
+                    answer = await chunks.query.fetch_objects(
+                        limit=OBJECTS_AT_ONCE, filters=where, sort=by_id, include_vector=vectors
+                    )
+            except IndexMissing:
+                return
+            # Two writes of one chunk have the same id: the last id of a full page comes again with the next, whole.
+            is_full = len(answer.objects) == OBJECTS_AT_ONCE
+            last = answer.objects[-1].properties.get("chunk_id") if is_full else None
+            page = [item for item in answer.objects if not is_full or item.properties.get("chunk_id") != last]
+            for item in page:
+                yield item
+            if not page or last is None:
+                return
+            where = mine & Where.by_property("chunk_id").greater_or_equal(last)
+
+    async def _markers_if_any(self, index: Index, document_ids: Sequence[str]) -> dict[str, Marker | None]:
+        try:
+            return await self._markers(index, document_ids)
+        except IndexMissing:
+            return dict.fromkeys(document_ids)
 
     async def _markers(self, index: Index, document_ids: Iterable[str]) -> dict[str, Marker | None]:
         """The marker of each document, None where it has none."""
@@ -403,6 +488,13 @@ def version_at(seconds: float) -> str:
 def is_live(found: Found, markers: Mapping[str, Marker | None]) -> bool:
     marker = markers[found.chunk.document_id]
     return marker is not None and marker.live == found.version
+
+
+def is_left_over(item: Any, markers: Mapping[str, Marker | None]) -> bool:
+    """Whether an object is not visible and older than what a writer at work may still switch to."""
+    version = unframed(item.properties.get("version"))
+    marker = markers[unframed(item.properties["document_id"])]
+    return version < version_at(time.time() - ABANDONED) and (marker is None or marker.live != version)
 
 
 def grouped(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -105,6 +105,10 @@ def framed(text: str) -> str:
     return f"={text}\x01"
 
 
+def unframed(stored: str | None) -> str:
+    return stored[1:-1] if stored else ""
+
+
 def chunk_uuid(chunk_id: str, version: str) -> UUID:
     """Differs with every write, so that a chunk that is written again never overwrites the one that is visible."""
     return hashed_uuid(f"chunk\x00{version}\x00{chunk_id}")
@@ -164,7 +168,19 @@ def to_found(item: Any) -> Found:
     fields["metadata"] = metadata_from_json(fields["metadata"])
     vector = np.asarray(item.vector.get("default", ()), dtype=np.float32)
     chunk = Chunk(text=item.properties["text"], **fields)
-    return Found(chunk, item.properties["version"][1:-1], vector, item.metadata.score or 0.0)
+    return Found(chunk, unframed(item.properties["version"]), vector, item.metadata.score or 0.0)
+
+
+def sound_row(item: Any) -> EmbeddedChunk | None:
+    """The chunk of a stored object if all that is searched of it says the same, as `to_object` wrote it."""
+    held = {name: value for name, value in item.properties.items() if value not in (None, "", [])}
+    try:
+        found = to_found(item)
+        row = EmbeddedChunk(found.chunk, found.vector, held.get("terms", ""))
+        wanted = to_object(row, found.version).properties
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # the chunk in it is no JSON any more, or lacks a field
+    return row if held == {name: value for name, value in wanted.items() if value not in ("", [])} else None
 
 
 def batches(objects: Sequence[DataObject[Any, Any]]) -> Iterator[list[DataObject[Any, Any]]]:

@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from retrieval.digest import digest_of
 from retrieval.errors import DimensionMismatch, StoreRejected
 from retrieval.stores import VectorStore
-from retrieval.types import Compare, EmbeddedChunk, Index
+from retrieval.types import Compare, EmbeddedChunk, Holding, Index
 from tests.contracts.filter_contract import FilterContract, everything
+from tests.contracts.inventory_contract import InventoryContract
 from tests.contracts.rows_for_tests import DIMENSION, bm25, document, embedded, ids, unit_vectors
 
 OpenOne = Callable[[], Awaitable[VectorStore]]
@@ -47,7 +49,7 @@ def new_index(collection: str = "library", dimension: int = DIMENSION) -> Index:
     return Index(collection, uuid.uuid4().hex[:12], f"contract_{dimension}", dimension)
 
 
-class StoreContract(FilterContract):
+class StoreContract(FilterContract, InventoryContract):
     """The behaviours; each test has an empty index of its own."""
 
     @pytest.fixture
@@ -195,6 +197,10 @@ class StoreContract(FilterContract):
         (scanned,) = await store.scan(index, document_id="d")
         assert scanned == row.chunk
         assert {key: type(value) for key, value in scanned.metadata.items()} == {k: type(v) for k, v in metadata.items()}
+        assert await store.holdings(index, ["d", "e"]) == {
+            "d": Holding(1, digest_of([row])),
+            "e": Holding(1, digest_of([bare])),
+        }
 
     async def test_the_stored_vector_is_the_given_vector(self, store, index):
         rows = document("d", 20)
@@ -216,6 +222,9 @@ class StoreContract(FilterContract):
         for document_id, (row,) in documents.items():
             assert await store.scan(index, document_id=document_id) == [row.chunk]
             assert await store.count(index, document_id) == 1
+        digests = {each: digest_of(rows) for each, rows in documents.items()}
+        assert {each: held.digest for each, held in (await store.holdings(index, [*documents])).items()} == digests
+        assert {each async for page in store.documents(index) for each in page} == set(documents)
 
     async def test_odd_strings_are_told_apart_by_filters(self, store, index):
         rows = [embedded(f"d{n}", name=odd, metadata={"k": odd, "l": (odd, "all")}) for n, odd in enumerate(ODD)]
@@ -231,6 +240,8 @@ class StoreContract(FilterContract):
             (key,) = row.chunk.metadata
             assert await everything(store, index, Compare(key, "eq", "v")) == [row.chunk.id]
             assert await everything(store, index, Compare(key, "exists", value=True)) == [row.chunk.id]
+            held = await store.holdings(index, [row.chunk.document_id])
+            assert held == {row.chunk.document_id: Holding(1, digest_of([row]))}
 
     # Nearest
 

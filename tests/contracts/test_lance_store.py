@@ -13,6 +13,7 @@ from retrieval.stores import open_store
 from retrieval.stores.lance import TIDY_COMMITS, open_lance
 from retrieval.stores.rows import place_name
 from retrieval.types import Compare
+from tests.contracts.behind import BehindLance
 from tests.contracts.filter_contract import everything
 from tests.contracts.rows_for_tests import document, ids, unit_vectors
 from tests.contracts.store_contract import StoreContract
@@ -22,6 +23,10 @@ class TestLanceStore(StoreContract):
     @pytest.fixture
     def open_one(self, tmp_path):
         return lambda: open_store(f"lance:{tmp_path}/lance")
+
+    @pytest.fixture
+    def behind(self, tmp_path):
+        return BehindLance(tmp_path / "lance")
 
     async def settle(self, store, index):
         await store.tidy(index)

@@ -9,12 +9,15 @@ import time
 import pytest
 import weaviate
 
+from retrieval.digest import digest_of
 from retrieval.errors import ConfigurationError, StoreRejected, StoreUnavailable
 from retrieval.stores import open_store
 from retrieval.stores.rows import place_name
 from retrieval.stores.weaviate import ABANDONED, version_at
 from retrieval.stores.weaviate_connection import Connection
 from retrieval.stores.weaviate_schema import chunk_class, live_class, to_object
+from retrieval.types import Holding
+from tests.contracts.behind import BehindWeaviate
 from tests.contracts.filter_contract import everything
 from tests.contracts.rows_for_tests import document, unit_vectors
 from tests.contracts.store_contract import StoreContract, new_index
@@ -25,6 +28,10 @@ class TestWeaviateStore(StoreContract):
     @pytest.fixture
     def open_one(self, weaviate_url):
         return lambda: open_store(weaviate_url)
+
+    @pytest.fixture
+    def behind(self, weaviate_url):
+        return BehindWeaviate(weaviate_url)
 
     @pytest.fixture
     async def client(self, weaviate_url):
@@ -60,6 +67,23 @@ class TestWeaviateStore(StoreContract):
         await chunks.data.insert_many([to_object(row, crashed) for row in document("d", 7)])
         await store.replace(index, {"d": document("d", 2, version=2)})
         assert (await chunks.aggregate.over_all(total_count=True)).total_count == 2
+
+    async def test_what_a_crashed_writer_left_is_told_apart_from_a_writer_at_work_and_cleaned(self, store, index, behind):
+        rows = document("d", 3)
+        await store.replace(index, {"d": rows})
+        await behind.copy(index, "d", "d", version_at(time.time() - ABANDONED - 60))
+        await behind.copy(index, "d", "new", version_at(time.time()))
+        held = {"d": Holding(3, digest_of(rows), left_over=3), "new": Holding()}
+        assert await store.holdings(index, ["d", "new"]) == held
+        assert await store.size(index) == 12
+        await store.clean(index, ["d", "new"])
+        assert await store.holdings(index, ["d"]) == {"d": Holding(3, digest_of(rows))}
+        assert await store.size(index) == 9
+
+    async def test_a_document_without_its_marker_is_held_no_more(self, store, index, behind):
+        await store.replace(index, {"d": document("d", 3)})
+        await behind.remove_marker(index, "d")
+        assert await store.holdings(index, ["d"]) == {"d": Holding()}
 
     async def test_a_replace_leaves_no_old_chunks_behind(self, store, index, client):
         chunks = client.collections.use(chunk_class(index)).with_tenant(place_name(index))

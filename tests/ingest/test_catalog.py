@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
+import ingest.schema
 from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.database import open_database
@@ -34,6 +35,9 @@ from retrieval.types import And, Compare, Not
 from tests.ingest.databases import urls
 
 CHUNKING = Chunking()
+MIGRATIONS = Path(ingest.schema.__file__).parent / "migrations" / "versions"
+CHANGED: set[str] = set()
+"""Columns whose values a migration computes anew."""
 
 
 class Clock:
@@ -108,21 +112,41 @@ async def test_migrations_make_the_tables_that_the_code_declares(db):
     assert head == HEAD
 
 
-async def test_a_catalog_of_the_first_version_is_migrated_with_what_it_holds(tmp_path):
-    url = f"sqlite+aiosqlite:///{tmp_path / 'old.sqlite'}"
-    engine = create_async_engine(url)
-    async with engine.begin() as connection:
-        await connection.run_sync(upgrade, "0001")
-        rows = "'d', 'c', 'a.txt', 'a.txt', 1, 's', 1, 'text/plain', '{}', 'ready', 'j', 0, 0"
-        columns = (
-            "id, collection, key, name, version, sha256, size, media_type, metadata, status, job_id, created_at, updated_at"
-        )
-        await connection.exec_driver_sql(f"INSERT INTO documents ({columns}) VALUES ({rows})")
-    await engine.dispose()
-    database = await open_database(url)
-    document = await Catalog(database).document("d")
-    assert (document.name, document.parent_id, document.status) == ("a.txt", None, "ready")
-    await database.close()
+VALUES = {"VARCHAR": "x", "TEXT": "y", "INTEGER": 7, "BIGINT": 8, "BOOLEAN": True, "JSON": [], "FLOAT": 0.5, "DOUBLE": 0.5}
+
+
+def fill(connection: sa.Connection) -> dict[str, dict]:
+    """One row in every table, with a value in every column; gives the rows by table."""
+    rows: dict[str, dict] = {}
+    for name in sorted(set(sa.inspect(connection).get_table_names()) - {"alembic_version", "passes"}):
+        table = sa.Table(name, sa.MetaData(), autoload_with=connection)
+        values = {column.name: VALUES[str(column.type).split()[0].split("(")[0]] for column in table.columns}
+        rows[name] = {**values, **{key: {"k": 1} for key in ("metadata", "receipt", "error") if key in values}}
+        connection.execute(sa.insert(table).values(rows[name]))
+    return rows
+
+
+RELEASES = [f"{number:04}" for number in range(1, int(HEAD)) if list(MIGRATIONS.glob(f"{number:04}_*.py"))]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_a_catalog_of_every_version_is_migrated_with_what_it_holds(tmp_path, kind, release):
+    async for url in urls(kind, tmp_path):
+        engine = create_async_engine(url)
+        async with engine.begin() as connection:
+            await connection.run_sync(upgrade, release)
+            before = await connection.run_sync(fill)
+        await engine.dispose()
+        database = await open_database(url)
+        document = await Catalog(database).document("x")
+        assert (document.name, document.version, document.status, document.metadata) == ("y", 7, "x", {"k": 1})
+        async with database.reading() as connection:
+            for name, row in before.items():
+                kept = [column for column in metadata.tables[name].columns if column.name in row and column.name not in CHANGED]
+                after = (await connection.execute(sa.select(*kept))).mappings().one()
+                assert dict(after) == {column.name: row[column.name] for column in kept}, name
+        await database.close()
 
 
 async def test_many_processes_may_open_and_migrate_at_once(tmp_path):
