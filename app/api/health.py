@@ -53,6 +53,9 @@ async def metrics(request: Request, service: Open) -> Response:
     for name, counts in by_state.items():
         lines.append(f"# TYPE footnote_{name} gauge")
         lines += [f'footnote_{name}{{state="{state}"}} {count}' for state, count in counts.items()]
+    memory = service.answerer.memory
+    for name, count in (("hits", memory.hits), ("misses", memory.misses)):
+        lines += [f"# TYPE footnote_query_cache_{name}_total counter", f"footnote_query_cache_{name}_total {count}"]
     own = "\n".join([*lines, ""])
     return Response(generate_latest(REGISTRY) + own.encode(), media_type=CONTENT_TYPE_LATEST)
 
