@@ -12,15 +12,17 @@ import sys
 from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from app import __version__
 from app.errors import EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_USAGE, exit_code_of
-from app.settings import Settings, load_settings
 from retrieval.errors import FootnoteError
+
+if TYPE_CHECKING:
+    from app.settings import Settings  # takes pydantic: half of the time of --help
 
 cli = typer.Typer(
     name="footnote",
@@ -310,6 +312,8 @@ def doctor(json_: Json = False) -> None:
 @cli.command(epilog="Example: footnote config --json")
 def config(json_: Json = False) -> None:
     """Show the settings in force and where each value came from."""
+    from app.settings import Settings, load_settings
+
     loaded = load_settings()
     rows = {
         name: {
@@ -344,6 +348,8 @@ def _root(
 
 
 def _settings(**overrides: Any) -> Settings:
+    from app.settings import load_settings
+
     return load_settings(**overrides).settings
 
 

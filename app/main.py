@@ -39,7 +39,7 @@ def create_app(settings: Settings, *, service: Service | None = None) -> FastAPI
             return
         async with open_service(settings) as opened:
             app.state.service = opened
-            warming = asyncio.create_task(opened.generations.warm())
+            warming = asyncio.create_task(opened.warm())
             yield
             warming.cancel()
 

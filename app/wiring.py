@@ -62,6 +62,12 @@ class Service:
         """Of new collections."""
         return _chunking(self.settings)
 
+    async def warm(self) -> None:
+        """Load the model before a question needs it. One that is yet to be converted waits for the first text, as a
+        conversion takes a minute and holds up whoever stops the service."""
+        if any(self.settings.resolved_models_dir.glob("openvino/*/manifest.json")):
+            await self.generations.warm()
+
 
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:

@@ -67,6 +67,8 @@ class Collection:
     created_at: float
     max_documents: int = 0
     max_bytes: int = 0
+    revision: int = 0
+    """Grows after every write to the collection's indexes."""
     documents: int = 0
     chunks: int = 0
 
