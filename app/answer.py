@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Hashable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from time import perf_counter
+from typing import Any
 
 from app.citations import Located, Markers, claims, locate, unsupported
 from app.extractive import choose, with_marker
 from app.llm import LLM, Message, Piece
 from app.llm.prompt import Refusal, build_prompt
+from app.memory import Memory
 from app.schemas import Answer, Citation, HitOut, Turn, Usage
 from ingest.catalog import Catalog
 from ingest.filter_keys import check_filter
@@ -55,6 +57,8 @@ class Found:
     languages: tuple[str, ...] = ()
     embedder: Embedder | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    key: Hashable = None
+    """All that the hits depend on; None where nothing was searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +75,21 @@ class Answerer:
     """Answers questions over all collections. `models` are the configured ones by name; None is the extractive one."""
 
     def __init__(
-        self, *, catalog: Catalog, generations: Generations, store: VectorStore, models: Mapping[str, LLM | None], default: str
+        self,
+        *,
+        catalog: Catalog,
+        generations: Generations,
+        store: VectorStore,
+        models: Mapping[str, LLM | None],
+        default: str,
+        memory: Memory,
     ) -> None:
         self.catalog = catalog
         self.generations = generations
         self.store = store
         self.models = models
         self.default = default
+        self.memory = memory
 
     async def search(self, collection: str, query: Query) -> Found:
         """Raises `CollectionNotFound`, `EmbedderMismatch`, `InvalidFilter`, and what store and embedder raise."""
@@ -87,8 +99,15 @@ class Answerer:
         if live is None:
             return Found((), collection, None)
         generation, embedder = live
+        began = perf_counter()
+        key = (generation.id, generation.revision, generation.languages, query)
+        known: Found | None = self.memory.get(key)
+        if known is not None:
+            return replace(known, timings_ms={"embed": 0.0, "search": (perf_counter() - began) * 1000})
         result = await Searcher(self.store, embedder).search(generation.index, query, generation.languages)
-        return Found(result.hits, collection, generation.id, generation.languages, embedder, result.timings_ms)
+        found = Found(result.hits, collection, generation.id, generation.languages, embedder, result.timings_ms, key)
+        self.memory.put(key, found, _size(found.hits))
+        return found
 
     async def answer(
         self, collection: str, query: Query, *, history: Sequence[Turn] = (), model: str | None = None
@@ -100,14 +119,31 @@ class Answerer:
                 f"llm: {name!r} is not configured; choose one of {', '.join(sorted(self.models))}, or add it to FOOTNOTE_LLM"
             )
         began = perf_counter()
-        found = await self.search(collection, _with_history(query, history))
+        searched = _with_history(query, history)
+        found = await self.search(collection, searched)
         yield found
         draft = Draft(found, name, began)
-        if reason := await _irrelevance(query.text, _with_history(query, history).text, found):
+        llm = self.models[name]
+        key = (found.key, query.text) if llm is None and found.key else None
+        known: list[Event] | None = self.memory.get(key) if key else None
+        events: list[Event] = []
+        async with aclosing(
+            draft.again(known) if known else self._write(query.text, searched.text, history, llm, draft)
+        ) as new:
+            async for event in new:
+                if key:
+                    events.append(event)
+                yield event
+        if key and not known:
+            self.memory.put(key, events, _size(found.hits))
+
+    async def _write(
+        self, question: str, searched: str, history: Sequence[Turn], llm: LLM | None, draft: Draft
+    ) -> AsyncGenerator[Event, None]:
+        if reason := await _irrelevance(question, searched, draft.found):
             yield draft.abstain(reason)
             return
-        llm = self.models[name]
-        events = self._extract(query.text, draft) if llm is None else self._generate(query.text, history, llm, draft)
+        events = self._extract(question, draft) if llm is None else self._generate(question, history, llm, draft)
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -191,15 +227,17 @@ class Draft:
         self.citations.append(citation)
         return citation
 
+    async def again(self, events: Sequence[Event]) -> AsyncGenerator[Event, None]:
+        """An answer that was given before, as a new one."""
+        for event in events:
+            yield event.model_copy(update=self._identity()) if isinstance(event, Answer) else event
+
     def abstain(self, reason: str) -> Answer:
         self.text, self.citations = "", []
         return self.finish("abstained", reason)
 
     def finish(self, status: str, reason: str | None) -> Answer:
-        total = (perf_counter() - self.began) * 1000
-        timings = {**self.found.timings_ms, "generate": self.generate_ms, "total": total}
         return Answer(
-            id=f"ans_{secrets.token_hex(12)}",
             status=status,  # type: ignore[arg-type]
             reason=reason,
             answer=self.text,
@@ -208,9 +246,15 @@ class Draft:
             model=self.model,
             collection=self.found.collection,
             generation=self.found.generation,
-            timings_ms={name: round(value, 2) for name, value in timings.items()},
             usage=self.usage,
+            **self._identity(),
         )
+
+    def _identity(self) -> dict[str, Any]:
+        """What no two answers share."""
+        total = (perf_counter() - self.began) * 1000
+        timings = {**self.found.timings_ms, "generate": self.generate_ms, "total": total}
+        return {"id": f"ans_{secrets.token_hex(12)}", "timings_ms": {name: round(value, 2) for name, value in timings.items()}}
 
 
 def hit_out(hit: Hit) -> HitOut:
@@ -229,6 +273,11 @@ def hit_out(hit: Hit) -> HitOut:
         vector_score=round(hit.vector_score, 6),
         keyword_score=round(hit.keyword_score, 6),
     )
+
+
+def _size(hits: Sequence[Hit]) -> int:
+    """About the bytes that these take in memory."""
+    return 1000 + sum(1500 + 4 * len(hit.chunk.text) for hit in hits)
 
 
 def _with_history(query: Query, history: Sequence[Turn]) -> Query:

@@ -13,16 +13,17 @@ from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from app import __version__
 from app.errors import EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_USAGE, exit_code_of
-from app.settings import Settings, hide_password, load_settings
-from ingest.records import QUEUES
 from retrieval.errors import FootnoteError
+
+if TYPE_CHECKING:
+    from app.settings import Settings  # takes pydantic: half of the time of --help
 
 cli = typer.Typer(
     name="footnote",
@@ -87,11 +88,12 @@ def serve(
 
 @cli.command(epilog="Example: FOOTNOTE_CATALOG_URL=postgresql+asyncpg://... footnote worker --queues ingest,delete")
 def worker(
-    queues: Annotated[str, typer.Option(help="Only these queues, with commas between.")] = ",".join(QUEUES),
+    queues: Annotated[str, typer.Option(help="Only these queues, with commas between.")] = "delete,ingest,reindex,maintenance",
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run one worker process: it parses, embeds and stores what was uploaded."""
     from app.serve import work
+    from ingest.records import QUEUES
 
     named = [name.strip() for name in queues.split(",")]
     if not set(named) <= set(QUEUES):
@@ -338,6 +340,8 @@ def doctor(
 @cli.command(epilog="Example: footnote config --json")
 def config(json_: Json = False) -> None:
     """Show the settings in force and where each value came from."""
+    from app.settings import Settings, load_settings
+
     loaded = load_settings()
     rows = {
         name: {
@@ -385,6 +389,8 @@ def _root(
 
 
 def _settings(**overrides: Any) -> Settings:
+    from app.settings import load_settings
+
     return load_settings(**overrides).settings
 
 
@@ -443,6 +449,8 @@ def _list(path: str, key: str, url: str | None, **params: Any) -> list[dict[str,
 
 
 def _shown(value: Any) -> Any:
+    from app.settings import hide_password
+
     return value if isinstance(value, int | float | bool | None) else hide_password(str(value))
 
 

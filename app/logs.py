@@ -36,7 +36,17 @@ def configure_logs(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "aiosqlite", "alembic", "asyncio", "openai", "sentence_transformers", "uvicorn.access"):
+    for chatty in (
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "aiosqlite",
+        "alembic",
+        "asyncio",
+        "openai",
+        "sentence_transformers",
+        "uvicorn.access",
+    ):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers[:] = []

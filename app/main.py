@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -38,7 +39,9 @@ def create_app(settings: Settings, *, service: Service | None = None) -> FastAPI
             return
         async with open_service(settings) as opened:
             app.state.service = opened
+            warming = asyncio.create_task(opened.warm())
             yield
+            warming.cancel()
 
     app = FastAPIOffline(  # the API page without a CDN
         title="Footnote",

@@ -109,6 +109,11 @@ class Settings(BaseModel):
     min_free_disk_mb: int = Field(
         500, ge=0, description="free disk below which uploads are refused with 507 and workers pause; questions go on"
     )
+    query_cache_mb: int = Field(
+        16,
+        ge=0,
+        description="memory for results of `/search` and extractive answers, each current to the last write; 0 for none",
+    )
     parse_timeout_seconds: float = Field(120, gt=0, description="longest time one file may take to parse")
     parse_memory_mb: int = Field(1024, ge=128, description="memory that parsing one file may add")
     html: Literal["main", "full"] = Field(

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from app.answer import EXTRACTIVE, Answerer
 from app.llm import LLM
 from app.llm.chat import FallbackChain, open_chat
+from app.memory import Memory
 from app.settings import MIB, Settings
 from ingest.blobs import open_blobs
 from ingest.brokers import Broker, open_broker
@@ -28,8 +30,10 @@ from ingest.parsers.isolation import ParserPool
 from ingest.pipeline import Pipeline
 from ingest.reconcile import Reconciler
 from ingest.records import QUEUES, Quota
+from ingest.revisions import RevisedStore
 from ingest.worker import Worker
 from retrieval.embedders import Embedder, open_embedder
+from retrieval.embedders.questions import QuestionMemory
 from retrieval.errors import StorageFull
 from retrieval.stores import VectorStore, open_store
 
@@ -63,6 +67,12 @@ class Service:
         """Of new collections."""
         return _chunking(self.settings)
 
+    async def warm(self) -> None:
+        """Load the model before a question needs it. One that is yet to be converted waits for the first text, as a
+        conversion takes a minute and holds up whoever stops the service."""
+        if any(self.settings.resolved_models_dir.glob("openvino/*/manifest.json")):
+            await self.generations.warm()
+
 
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
@@ -75,9 +85,10 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         database = await open_database(settings.resolved_catalog_url, broker.send)
         stack.push_async_callback(database.close)
         key = settings.store_api_key.get_secret_value() if settings.store_api_key else None
-        store = await open_store(settings.resolved_store_url, api_key=key)
-        stack.push_async_callback(store.close)
+        opened = await open_store(settings.resolved_store_url, api_key=key)
+        stack.push_async_callback(opened.close)
         catalog = Catalog(database)
+        store = cast("VectorStore", RevisedStore(opened, catalog))
         await _ensure_default(catalog, settings)
         generations = Generations(catalog, default_spec=settings.embedder, open_embedder=lambda spec: _embedder(settings, spec))
         stack.push_async_callback(generations.close)
@@ -88,7 +99,14 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             notify=settings.webhook_url is not None,
         )
         models = _models(settings)
-        answerer = Answerer(catalog=catalog, generations=generations, store=store, models=models, default=next(iter(models)))
+        answerer = Answerer(
+            catalog=catalog,
+            generations=generations,
+            store=store,
+            models=models,
+            default=next(iter(models)),
+            memory=Memory(settings.query_cache_mb * MIB),
+        )
         disk = Disk(settings.data_dir.resolve(), settings.min_free_disk_mb * MIB)
         every = 60 * settings.reconcile_minutes
         reconciler = Reconciler(catalog=catalog, ledger=Ledger(database), files=files, store=store, every_seconds=every)
@@ -177,9 +195,10 @@ async def _open_files(settings: Settings) -> Files:
 
 async def _embedder(settings: Settings, spec: str) -> Embedder:
     key = settings.embedder_api_key.get_secret_value() if settings.embedder_api_key else None
-    return await open_embedder(
+    opened = await open_embedder(
         spec, base_url=settings.embedder_base_url, api_key=key, cache_dir=str(settings.resolved_models_dir)
     )
+    return QuestionMemory(opened)
 
 
 def _models(settings: Settings) -> dict[str, LLM | None]:

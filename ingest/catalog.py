@@ -100,7 +100,12 @@ class Catalog:
     async def live_generation(self, collection: str) -> Generation | None:
         """What readers of the collection search; None while nothing was ever indexed. Raises `CollectionNotFound`."""
         query = (
-            sa.select(collections.c.name.label("found"), collections.c.embedder.is_not(None).label("pinned"), generations)
+            sa.select(
+                collections.c.name.label("found"),
+                collections.c.embedder.is_not(None).label("pinned"),
+                collections.c.revision,
+                generations,
+            )
             .select_from(collections.outerjoin(generations, generations.c.id == collections.c.live_generation))
             .where(collections.c.name == collection)
         )
@@ -111,6 +116,12 @@ class Catalog:
                 f"there is no collection {collection!r}; GET /collections lists them, and the first ingest creates one"
             )
         return generation_of(row) if row["id"] else None
+
+    async def revise(self, collection: str) -> None:
+        """Note that what readers of the collection find may have changed; unknown is a no-op."""
+        revised = sa.update(collections).where(collections.c.name == collection).values(revision=collections.c.revision + 1)
+        async with self.database.writing() as connection:
+            await connection.execute(revised)
 
     async def generations(self, collection: str, *, states: Sequence[str] = ("building", "live")) -> list[Generation]:
         query = (

@@ -23,6 +23,9 @@ _QUEUED = "footnote_queued"
 PASSING = ("08", "40", "53", "57")
 """Classes of PostgreSQL's error codes that may pass: connection lost, rolled back for another, no resources, going down."""
 
+POOL = 16
+"""Connections to SQLite that are kept. None beyond: each would cost a thread and four pragmas, for a read of a millisecond."""
+
 
 def new_id(prefix: str, *, at: float | None = None) -> str:
     """An opaque id that sorts by time of creation, so that a listing can page by it: 48 bits of time, 48 random ones."""
@@ -101,7 +104,7 @@ def _engine(url: sa.URL) -> AsyncEngine:
         return create_async_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(url, connect_args={"timeout": 30}, pool_size=8, max_overflow=24)
+    engine = create_async_engine(url, connect_args={"timeout": 30}, pool_size=POOL, max_overflow=0, pool_timeout=60)
     sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ingest.catalog import Catalog
@@ -12,7 +13,7 @@ from ingest.chunk import Chunking
 from ingest.records import Collection, Generation
 from retrieval.analysis import ANALYSIS_VERSION
 from retrieval.embedders import Embedder
-from retrieval.errors import EmbedderMismatch
+from retrieval.errors import EmbedderMismatch, FootnoteError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,11 @@ class Generations:
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = self._embedders[spec] = asyncio.ensure_future(self._open(spec))
         return await asyncio.shield(task)
+
+    async def warm(self) -> None:
+        """Load the model of the setting before the first question asks for it; if it cannot be, that question says why."""
+        with suppress(FootnoteError):
+            await (await self.embedder(self.default_spec)).embed_query("ready")
 
     async def live(self, collection: str) -> tuple[Generation, Embedder] | None:
         """What a reader of the collection searches, and by which model; None while it is empty.

@@ -39,6 +39,8 @@ class Generation:
     languages: tuple[str, ...]
     pinned: bool = False
     """The collection keeps this generation's embedder whatever the setting says (it was chosen by `reindex --embedder`)."""
+    revision: int = 0
+    """Of the collection when this was read: it grows after every write to its indexes."""
 
     @property
     def index(self) -> Index:
@@ -68,6 +70,8 @@ class Collection:
     created_at: float
     max_documents: int = 0
     max_bytes: int = 0
+    revision: int = 0
+    """Grows after every write to the collection's indexes."""
     documents: int = 0
     chunks: int = 0
 
@@ -199,8 +203,9 @@ def is_same(row: Mapping[Any, Any], upload: Upload) -> bool:
 
 
 def generation_of(row: Mapping[Any, Any]) -> Generation:
-    fields = {name: row[name] for name in Generation.__dataclass_fields__ if name != "pinned"}
-    return Generation(**{**fields, "languages": tuple(row["languages"])}, pinned=bool(row.get("pinned", False)))
+    fields = {name: row[name] for name in Generation.__dataclass_fields__ if name not in {"pinned", "revision"}}
+    of_collection = {"pinned": bool(row.get("pinned", False)), "revision": row.get("revision", 0)}
+    return Generation(**{**fields, "languages": tuple(row["languages"])}, **of_collection)
 
 
 def document_of(row: Mapping[Any, Any]) -> Document:

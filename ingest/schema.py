@@ -16,7 +16,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-HEAD = "0005"
+HEAD = "0007"
 """The newest migration; a test holds it to the scripts."""
 
 metadata = sa.MetaData(
@@ -39,6 +39,7 @@ collections = sa.Table(
     sa.Column("max_documents", sa.Integer, nullable=False, server_default="0"),  # 0 is no limit, here and in the next
     sa.Column("max_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),  # grows with every write to its indexes
 )
 
 generations = sa.Table(

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+T = TypeVar("T")
 
 Scores = npt.NDArray[np.float64]
 """Shape (n,), one score per candidate."""
@@ -40,12 +43,14 @@ def fuse(vector_scores: npt.ArrayLike, keyword_scores: npt.ArrayLike) -> Scores:
     return fused
 
 
-def distinct(texts: Iterable[str]) -> list[int]:
-    """Positions of the texts that are not repetitions of an earlier one, whatever their case and spacing."""
-    first: dict[str, int] = {}
-    for position, text in enumerate(texts):
-        first.setdefault(_normal(text), position)
-    return list(first.values())
+def distinct(items: Iterable[T], text: Callable[[T], str]) -> Iterator[T]:
+    """The items whose text does not repeat an earlier one's, whatever its case and spacing; read one by one."""
+    seen: set[str] = set()
+    for item in items:
+        normal = _normal(text(item))
+        if normal not in seen:
+            seen.add(normal)
+            yield item
 
 
 def _scaled(scores: Scores, low: float) -> Scores:

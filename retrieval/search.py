@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -92,34 +93,45 @@ async def _together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _by_keyword(matching: Iterable[Candidate]) -> list[Hit]:
-    return [Hit(found.chunk, found.score, vector_score=0.0, keyword_score=found.score) for found in matching]
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A candidate with what its hit will say."""
+
+    found: Candidate
+    score: float
+    vector_score: float
+    keyword_score: float
 
 
-def _by_vector(nearest: Iterable[Candidate]) -> list[Hit]:
-    return [Hit(found.chunk, found.score, vector_score=found.score, keyword_score=0.0) for found in nearest]
+def _by_keyword(matching: Iterable[Candidate]) -> list[_Scored]:
+    return [_Scored(found, found.score, 0.0, found.score) for found in matching]
 
 
-def _by_both(vector: Vector, nearest: Sequence[Candidate], matching: Sequence[Candidate]) -> list[Hit]:
+def _by_vector(nearest: Iterable[Candidate]) -> list[_Scored]:
+    return [_Scored(found, found.score, found.score, 0.0) for found in nearest]
+
+
+def _by_both(vector: Vector, nearest: Sequence[Candidate], matching: Sequence[Candidate]) -> list[_Scored]:
     """The union of both lists, scored by `fuse`.
 
     The cosine of every candidate comes from its stored vector, also where only the words found it: without it fusion loses
     1 to 9 points. What only the vectors found keeps a keyword score of 0, which loses nothing.
     """
-    candidates = {found.chunk.id: found for found in (*nearest, *matching)}
+    candidates = {found.id: found for found in (*nearest, *matching)}
     if not candidates:
         return []
-    keyword_scores = {found.chunk.id: found.score for found in matching}
+    keyword_scores = {found.id: found.score for found in matching}
     keywords = [keyword_scores.get(chunk_id, 0.0) for chunk_id in candidates]
     cosines = np.stack([found.vector for found in candidates.values()]) @ vector
     fused = fuse(cosines, keywords)
-    return [
-        Hit(found.chunk, float(score), vector_score=float(cosine), keyword_score=keyword)
-        for found, score, cosine, keyword in zip(candidates.values(), fused, cosines, keywords, strict=True)
-    ]
+    return list(map(_Scored, candidates.values(), fused.tolist(), cosines.tolist(), keywords))
 
 
-def _best(hits: Iterable[Hit], top_k: int) -> tuple[Hit, ...]:
-    """The best hits of distinct texts; equal scores go by chunk id, so that the order never depends on the store's."""
-    ranked = sorted(hits, key=lambda hit: (-hit.score, hit.chunk.id))
-    return tuple(ranked[position] for position in distinct(hit.chunk.text for hit in ranked)[:top_k])
+def _best(scored: Iterable[_Scored], top_k: int) -> tuple[Hit, ...]:
+    """The best hits of distinct texts; equal scores go by chunk id, so that the order never depends on the store's.
+
+    Chunks are read in that order, and no more of them than it takes.
+    """
+    ranked = sorted(scored, key=lambda each: (-each.score, each.found.id))
+    hits = (Hit(each.found.read(), each.score, each.vector_score, each.keyword_score) for each in ranked)
+    return tuple(islice(distinct(hits, lambda hit: hit.chunk.text), top_k))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -94,12 +94,17 @@ class Candidate:
     """A chunk that one of the two primitive searches found, with its stored vector.
 
     `score` is the cosine similarity for `nearest` and the BM25 score (k1 1.2, b 0.75, with the factor k1 + 1)
-    for `keyword`.
+    for `keyword`. `read` gives the chunk: ten of some two hundred candidates are shown, and only those are worth decoding.
     """
 
-    chunk: Chunk
+    id: str
     vector: Vector
     score: float
+    read: Callable[[], Chunk]
+
+    @property
+    def chunk(self) -> Chunk:
+        return self.read()
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,9 @@ async def metrics(request: Request, service: Open) -> Response:
         lines.append(f"# TYPE footnote_{name} gauge")
         lines += [f'footnote_{name}{{state="{state}"}} {count}' for state, count in counts.items()]
     lines += _pass_lines(await service.reconciler.ledger.passes())
+    memory = service.answerer.memory
+    for name, count in (("hits", memory.hits), ("misses", memory.misses)):
+        lines += [f"# TYPE footnote_query_cache_{name}_total counter", f"footnote_query_cache_{name}_total {count}"]
     own = "\n".join([*lines, ""])
     return Response(generate_latest(REGISTRY) + own.encode(), media_type=CONTENT_TYPE_LATEST)
 

@@ -97,6 +97,7 @@ def open_chat(
         }
         if name.startswith("openai:"):
             given["stream_usage"] = True
+            given["http_async_client"] = _unbounded_client()
         try:
             model: BaseChatModel = init_chat_model(name, **{k: v for k, v in given.items() if v is not None})
             return model
@@ -106,6 +107,15 @@ def open_chat(
             raise ConfigurationError(f"FOOTNOTE_LLM={name} cannot be opened: {exc}") from exc
 
     return ChatModel(name, build=build, window=window, max_tokens=max_tokens, timeout_seconds=timeout_seconds)
+
+
+def _unbounded_client() -> Any:
+    """openai's own client, but for its bound of 1,000 connections: the answers beyond would wait for others to end."""
+    import httpx
+    from openai import DefaultAsyncHttpxClient
+
+    limits: Any = httpx.Limits(max_connections=None, max_keepalive_connections=100)  # openai's httpx2 has a twin of this class
+    return DefaultAsyncHttpxClient(limits=limits)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from retrieval.digest import Digest
@@ -28,9 +29,12 @@ from retrieval.errors import ConfigurationError, FootnoteError, StorageFull, Sto
 from retrieval.stores.filters import resolve
 from retrieval.stores.lance_filter import in_list, literal, to_sql
 from retrieval.stores.lance_import import ColumnOrdering, lancedb
+from retrieval.stores.lance_resident import SETTLED, Resident, Residents
 from retrieval.stores.lance_table import (
     CHUNK_COLUMNS,
+    SEARCHED,
     any_of_terms,
+    candidates,
     chunks_of,
     create_table,
     dimension_of,
@@ -42,7 +46,7 @@ from retrieval.stores.lance_table import (
     sound_rows,
     vectors_of,
 )
-from retrieval.stores.rows import best, by_similarity, check_dimension, check_vector, check_vectors, place_name
+from retrieval.stores.rows import check_dimension, check_vector, check_vectors, cosines, place_name
 from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Holding, Index, Vector
 
 T = TypeVar("T")
@@ -75,6 +79,7 @@ async def open_lance(
     *,
     api_key: str | None = None,  # noqa: ARG001 - one signature for all stores
     vector_index_rows: int = VECTOR_INDEX_ROWS,
+    settled: float = SETTLED,
 ) -> LanceStore:
     """Open the folder of `lance:/folder` (made if missing). `StoreUnavailable` if it cannot be written."""
     path = url.partition(":")[2]
@@ -86,7 +91,7 @@ async def open_lance(
         folder.mkdir(parents=True, exist_ok=True)
         caches = lancedb.Session(index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES)
         database = await lancedb.connect_async(str(folder), read_consistency_interval=timedelta(0), session=caches)
-    return LanceStore(folder, database, vector_index_rows)
+    return LanceStore(folder, database, vector_index_rows, settled)
 
 
 @contextmanager
@@ -108,13 +113,16 @@ def translated(folder: Path) -> Iterator[None]:
 class LanceStore:
     """A `VectorStore` on a local folder."""
 
-    def __init__(self, folder: Path, database: Any, vector_index_rows: int = VECTOR_INDEX_ROWS) -> None:
+    def __init__(
+        self, folder: Path, database: Any, vector_index_rows: int = VECTOR_INDEX_ROWS, settled: float = SETTLED
+    ) -> None:
         self.folder = folder
         self._vector_index_rows = vector_index_rows
         self._database = database
         self._commits: dict[str, int] = {}
         self._busy: dict[str, asyncio.Event] = {}
         self._tidying: dict[str, asyncio.Task[None]] = {}
+        self._residents = Residents(folder, self._rows, settled=settled)
 
     async def create(self, index: Index) -> None:
         name = place_name(index)
@@ -154,12 +162,14 @@ class LanceStore:
 
     async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> list[Candidate]:
         check_vector(index, vector)
+        if resident := self._resident(index, limit, filter):
+            return resident.nearest(vector, limit)
 
         async def search(table: Any, where: str | None) -> list[Candidate]:
-            query = table.query().nearest_to(vector).column("vector").distance_type("cosine")
+            query = table.query().select([*SEARCHED, "_distance"]).nearest_to(vector).column("vector").distance_type("cosine")
             query = query.nprobes(PROBES).refine_factor(REFINE).ef(max(EF, REFINE * limit))
             rows = await limited(query, where, limit)
-            return by_similarity(zip(chunks_of(rows), vectors_of(rows), strict=True), vector, limit)
+            return candidates(rows, cosines(vectors_of(rows), vector), limit)
 
         return await self._search(index, limit, filter, search)
 
@@ -172,11 +182,13 @@ class LanceStore:
     ) -> list[Candidate]:
         if not terms:
             return []
+        if resident := self._resident(index, limit, filter):
+            return resident.keyword(terms, limit)
 
         async def search(table: Any, where: str | None) -> list[Candidate]:
-            rows = await limited(table.query().nearest_to_text(any_of_terms(terms)), where, limit)
-            scores = rows["_score"].to_pylist()
-            return best(map(Candidate, chunks_of(rows), vectors_of(rows), scores), limit)
+            query = table.query().select([*SEARCHED, "_score"]).nearest_to_text(any_of_terms(terms))
+            rows = await limited(query, where, limit)
+            return candidates(rows, rows["_score"].to_numpy().astype(np.float64), limit)
 
         return await self._search(index, limit, filter, search)
 
@@ -240,6 +252,7 @@ class LanceStore:
         return f"LanceDB {version('lancedb')}"
 
     async def close(self) -> None:
+        await self._residents.close()
         for name in list(self._tidying):
             await self._stop_tidying(name)
         self._database.close()
@@ -251,6 +264,16 @@ class LanceStore:
         """
         with translated(self.folder):
             await self._tidy(place_name(index))
+
+    def _resident(self, index: Index, limit: int, filter_: Filter | None) -> Resident | None:
+        """The index in memory, where that is its newest version and a search needs no more."""
+        return self._residents.get(place_name(index)) if filter_ is None and limit > 0 else None
+
+    async def _rows(self, name: str, most: int) -> Any | None:
+        table = await self._open(name)
+        if table is None or await table.count_rows() > most:
+            return None
+        return await table.query().select([*SEARCHED, "terms"]).limit(most + 1).to_arrow()
 
     async def _search(
         self,

@@ -1,7 +1,7 @@
-"""`import lancedb` without its client of remote catalogs, which an embedded store never calls.
+"""`import lancedb` without what an embedded store never calls: its client of remote catalogs, and pandas.
 
-That client is two hundred generated pydantic models: more than half of the import's 2.6 s of CPU, in each of our processes.
-Import LanceDB through this module only.
+That client is two hundred generated pydantic models, more than half of the import's 2.6 s of CPU in each of our processes;
+pandas, which LanceDB asks for and can do without, is half of the rest, and 70 MB. Import LanceDB through this module only.
 """
 
 from __future__ import annotations
@@ -37,11 +37,22 @@ class _StandIns(MetaPathFinder, Loader):
         """There is nothing in it to run."""
 
 
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002
+        if fullname == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
+        return None
+
+
 if _CLIENT not in sys.modules:
     sys.meta_path.insert(0, _StandIns())
-
-import lancedb  # noqa: E402
-from lancedb.index import FTS, BTree, HnswSq  # noqa: E402
-from lancedb.query import ColumnOrdering, FullTextOperator, MatchQuery  # noqa: E402
+_no_pandas = _NoPandas()
+sys.meta_path.insert(0, _no_pandas)
+try:
+    import lancedb
+    from lancedb.index import FTS, BTree, HnswSq
+    from lancedb.query import ColumnOrdering, FullTextOperator, MatchQuery
+finally:
+    sys.meta_path.remove(_no_pandas)  # the rest of the process may have it
 
 __all__ = ["FTS", "BTree", "ColumnOrdering", "FullTextOperator", "HnswSq", "MatchQuery", "lancedb"]

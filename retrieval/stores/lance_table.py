@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,8 +14,8 @@ import pyarrow as pa
 from retrieval.stores.filters import KEYS, ColumnValue, key_names, kind_of_column, metadata_columns
 from retrieval.stores.lance_filter import in_list
 from retrieval.stores.lance_import import FTS, BTree, FullTextOperator, HnswSq, MatchQuery
-from retrieval.stores.rows import metadata_from_json, metadata_to_json
-from retrieval.types import Chunk, EmbeddedChunk, Vector
+from retrieval.stores.rows import Scores, metadata_from_json, metadata_to_json, ranked
+from retrieval.types import Candidate, Chunk, EmbeddedChunk, Matrix, Vector
 
 T = TypeVar("T")
 
@@ -23,6 +24,8 @@ PARTITION_ROWS = 100_000
 """Rows per partition of the vector index: one graph for most tables, so that a search misses next to nothing."""
 
 CHUNK_COLUMNS = Chunk.__slots__
+SEARCHED = (*CHUNK_COLUMNS, "vector")
+"""What a search brings back: not the terms, nor the columns that only filters read."""
 COLUMN_TYPES: dict[str, Any] = {"s": pa.string(), "n": pa.float64(), "b": pa.bool_(), "l": pa.list_(pa.string())}
 
 FULL_TEXT = FTS(
@@ -153,10 +156,25 @@ def sound_rows(table: Any) -> Iterator[EmbeddedChunk]:
             continue  # its metadata is no JSON any more
 
 
-def vectors_of(table: Any) -> Iterator[Vector]:
+def vectors_of(table: Any) -> Matrix:
     column = table.column("vector")
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return iter(flat.reshape(table.num_rows, column.type.list_size))
+    vectors: Matrix = flat.reshape(table.num_rows, column.type.list_size)
+    return vectors
+
+
+def candidates(rows: Any, scores: Scores, limit: int) -> list[Candidate]:
+    """The best rows of an Arrow table; a chunk is decoded when it is asked for."""
+    ids, vectors = rows.column("id").to_pylist(), vectors_of(rows)
+    return [candidate(rows, ids[at], vectors[at], scores[at], at) for at in ranked(ids, scores, limit)]
+
+
+def candidate(rows: Any, chunk_id: str, vector: Vector, score: np.float64, place: int) -> Candidate:
+    return Candidate(chunk_id, vector, float(score), partial(_chunk_at, rows, place))
+
+
+def _chunk_at(rows: Any, place: int) -> Chunk:
+    return chunks_of(rows.slice(place, 1))[0]
 
 
 async def ensure_indexes(table: Any, vector_index_rows: int) -> None:

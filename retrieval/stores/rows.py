@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from retrieval.errors import DimensionMismatch
-from retrieval.types import Candidate, Chunk, EmbeddedChunk, Index, Matrix, Metadata, Vector
+from retrieval.types import EmbeddedChunk, Index, Matrix, Metadata, Vector
+
+Scores = npt.NDArray[np.float64]
+"""Shape (n,), one score per row."""
 
 
 def place_name(index: Index) -> str:
@@ -52,20 +56,14 @@ def check_dimension(index: Index, stored: int) -> None:
         )
 
 
-def by_similarity(found: Iterable[tuple[Chunk, Vector]], question: Vector, limit: int) -> list[Candidate]:
-    """The nearest `limit` with their exact cosine, so that an approximate or rounded score of a store never shows.
-
-    All vectors are of unit length, so the cosine is the dot product.
-    """
-    rows = list(found)
-    if not rows:
-        return []
-    vectors: Matrix = np.stack([vector for _, vector in rows])
-    scores = vectors.astype(np.float64) @ question.astype(np.float64)
-    candidates = [Candidate(chunk, vector, float(score)) for (chunk, vector), score in zip(rows, scores, strict=True)]
-    return best(candidates, limit)
+def cosines(vectors: Matrix, question: Vector) -> Scores:
+    """Exact, so that an approximate or rounded score of a store never shows. All vectors are of unit length."""
+    exact: Scores = vectors.astype(np.float64) @ question.astype(np.float64)
+    return exact
 
 
-def best(candidates: Iterable[Candidate], limit: int) -> list[Candidate]:
-    """Best first; equal scores in order of id, so that the order never depends on the store."""
-    return sorted(candidates, key=lambda candidate: (-candidate.score, candidate.chunk.id))[:limit]
+def ranked(ids: Sequence[str], scores: Scores, limit: int) -> list[int]:
+    """Positions of the `limit` highest scores, best first; equal ones by id, so that the order never depends on the store."""
+    least = np.partition(scores, -limit)[-limit] if len(scores) > limit else -np.inf
+    best = [(-scores[place], ids[place], place) for place in np.flatnonzero(scores >= least).tolist()]
+    return [place for _, _, place in sorted(best)[:limit]]

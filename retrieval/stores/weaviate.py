@@ -15,8 +15,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 from weaviate.classes.aggregate import Metrics
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter as Where
@@ -32,7 +34,7 @@ from weaviate.exceptions import (
 from retrieval.digest import Digest
 from retrieval.errors import FootnoteError, StoreRejected, StoreUnavailable
 from retrieval.stores.filters import Node, kind_of_column, metadata_columns, resolve, wanted_columns
-from retrieval.stores.rows import best, by_similarity, check_dimension, check_vector, check_vectors, place_name
+from retrieval.stores.rows import Scores, check_dimension, check_vector, check_vectors, cosines, place_name, ranked
 from retrieval.stores.weaviate_connection import SEARCH_SECONDS, WRITE_SECONDS, Connection, IndexMissing, is_missing
 from retrieval.stores.weaviate_schema import (
     CHUNK_FIELDS,
@@ -164,7 +166,7 @@ class WeaviateStore:
                 vector.tolist(), limit=most, filters=where, include_vector=True, return_properties=CHUNK_FIELDS
             ),
         )
-        return by_similarity(((each.chunk, each.vector) for each in found), vector, limit)
+        return candidates(found, cosines(np.stack([each.vector for each in found]), vector), limit) if found else []
 
     async def keyword(
         self,
@@ -189,7 +191,7 @@ class WeaviateStore:
                 return_properties=CHUNK_FIELDS,
             ),
         )
-        return best((Candidate(each.chunk, each.vector, BM25_FACTOR * each.score) for each in found), limit)
+        return candidates(found, BM25_FACTOR * np.array([each.score for each in found]), limit)
 
     async def scan(
         self, index: Index, *, document_id: str | None = None, after: str | None = None, limit: int = 1000
@@ -483,6 +485,15 @@ def new_version() -> str:
 
 def version_at(seconds: float) -> str:
     return f"{int(seconds * 1e6):016x}"
+
+
+def candidates(found: Sequence[Found], scores: Scores, limit: int) -> list[Candidate]:
+    """The best of what was found."""
+    places = ranked([each.chunk.id for each in found], scores, limit)
+    return [
+        Candidate(found[at].chunk.id, found[at].vector, float(scores[at]), partial(getattr, found[at], "chunk"))
+        for at in places
+    ]
 
 
 def is_live(found: Found, markers: Mapping[str, Marker | None]) -> bool:
