@@ -21,7 +21,7 @@ from ingest.jobs import Jobs, LeaseLost
 from ingest.notices import DELAYS_SECONDS, LEASE_SECONDS, Courier, backlog, signature
 from ingest.schema import notices
 from tests.ingest import test_catalog
-from tests.ingest.test_catalog import accept, entry, generation, source, upload
+from tests.ingest.test_catalog import accept, entry, generation, lease_runs_out, source, upload
 from tests.services import free_ports
 
 db = test_catalog.db
@@ -87,7 +87,7 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture
 async def world(db, receiver) -> AsyncIterator[SimpleNamespace]:
     """A catalog whose jobs are told of, and the courier that tells."""
-    jobs = Jobs(db.database, lease_seconds=30, max_attempts=3, clock=db.clock, notify=True)
+    jobs = Jobs(db.database, lease_seconds=30, max_attempts=3, clock=db.clock, steady=db.clock, notify=True)
     courier = Courier(db.database, url=receiver.url, secret=SECRET, clock=db.clock, timeout_seconds=1)
     async with httpx.AsyncClient(timeout=1, trust_env=False) as http:
         db.jobs = jobs
@@ -162,7 +162,7 @@ async def test_every_end_is_told_as_what_it_is(world):
     await accept(world.db, upload("poison.txt"))
     for _ in range(3):
         await world.jobs.claim("w")
-        world.clock.now += 31
+        await lease_runs_out(world)
     assert await world.jobs.claim("w") is None
     gen = await generation(world.db, live=False, fingerprint="f2")
     await world.jobs.add_reindex("default", gen)
@@ -195,7 +195,7 @@ async def test_a_worker_that_lost_its_lease_tells_nothing(world):
     await accept(world.db, upload("a"))
     gen = await generation(world.db)
     slow = await world.jobs.claim("w")
-    world.clock.now += 31
+    await lease_runs_out(world)
     quick = await world.jobs.claim("w2")
     with pytest.raises(LeaseLost):
         await world.jobs.settle_ingest(slow, [entry(gen)], source())
