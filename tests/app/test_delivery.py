@@ -93,7 +93,7 @@ def test_what_is_unfinished_is_given_back_and_a_second_signal_does_not_wait(tmp_
     long = "".join(f"Sentence number {i} tells of the {i}th day and of nothing else that happened.\n\n" for i in range(20_000))
     with running_service(tmp_path, drain_seconds="90") as service, service.client() as http:
         assert http.post("/ingest", json={"documents": [note("long.txt", long)]}).status_code == 202
-        eventually(lambda: http.get("/jobs").json()["jobs"][0]["state"] == "running")
+        eventually(lambda: http.get("/jobs").json()["jobs"][0]["state"] == "running", 120)  # the worker has to start
         service.process.send_signal(signal.SIGTERM)
         time.sleep(1.5)
         assert service.process.poll() is None  # it drains
@@ -101,7 +101,7 @@ def test_what_is_unfinished_is_given_back_and_a_second_signal_does_not_wait(tmp_
         assert job_rows(service.data_dir) == [("queued", 0)]
     with running_service(tmp_path, drain_seconds="0") as service, service.client() as http:
         upload(http, 0, 4, "small")
-        eventually(lambda: http.get("/jobs").json()["jobs"][-1]["state"] == "running")
+        eventually(lambda: http.get("/jobs").json()["jobs"][-1]["state"] == "running", 120)
         assert end(service.process) < 45
         rows = job_rows(service.data_dir)
         assert ("queued", 0) in rows
