@@ -12,6 +12,8 @@ from app import memory
 from app.memory import Memory
 from retrieval.embedders.questions import REMEMBERED, QuestionMemory
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def test_what_was_not_asked_for_longest_goes_first():
     held = Memory(100)
@@ -81,14 +83,22 @@ def metric(http: httpx.Client, name: str) -> int:
     return next(int(line.split()[1]) for line in http.get("/metrics").text.splitlines() if line.startswith(f"{name} "))
 
 
+def ingest(http: httpx.Client, collection: str, text: str) -> str:
+    """The id of the document once it is ready; the first one waits for the model, on a busy machine for minutes."""
+    body = {"documents": [{"name": "mast.txt", "text": text}], "collection": collection}
+    for _ in range(4):
+        [document] = http.post("/ingest", params={"wait": 60}, json=body).raise_for_status().json()["documents"]
+        if document["status"] not in {"queued", "processing"}:
+            break
+    assert document["status"] == "ready"
+    return document["id"]
+
+
 def test_an_answer_is_remembered_until_the_next_write_of_the_collection(http):
     collection = f"c-{secrets.token_hex(4)}"
 
-    def ingest(text: str) -> str:
-        body = {"documents": [{"name": "mast.txt", "text": text}], "collection": collection}
-        [document] = http.post("/ingest", params={"wait": 60}, json=body).raise_for_status().json()["documents"]
-        assert document["status"] == "ready"
-        return document["id"]
+    def write(text: str) -> str:
+        return ingest(http, collection, text)
 
     def ask(question: str = "How high is the mast of the radio station?", **options: object) -> dict:
         hits = metric(http, "footnote_query_cache_hits_total")
@@ -96,7 +106,7 @@ def test_an_answer_is_remembered_until_the_next_write_of_the_collection(http):
         answer = http.post("/query", json=body).raise_for_status().json()
         return {**answer, "remembered": metric(http, "footnote_query_cache_hits_total") > hits}
 
-    document_id = ingest("The mast of the radio station is 41 metres high. It is painted red.")
+    document_id = write("The mast of the radio station is 41 metres high. It is painted red.")
     first, again = ask(), ask()
     assert "41 metres" in first["answer"]
     assert not first["remembered"]
@@ -112,7 +122,7 @@ def test_an_answer_is_remembered_until_the_next_write_of_the_collection(http):
     ):
         assert not ask(**other)["remembered"]
 
-    ingest("The mast of the radio station is 57 metres high. It is painted red.")
+    write("The mast of the radio station is 57 metres high. It is painted red.")
     assert "57 metres" in ask()["answer"]
     assert ask()["remembered"]
     http.delete(f"/documents/{document_id}").raise_for_status()
@@ -123,8 +133,7 @@ def test_an_answer_is_remembered_until_the_next_write_of_the_collection(http):
 
 def test_a_remembered_answer_streams_as_the_first_one_did(http):
     collection = f"c-{secrets.token_hex(4)}"
-    body = {"documents": [{"name": "mast.txt", "text": "The mast is 41 metres high."}], "collection": collection}
-    http.post("/ingest", params={"wait": 60}, json=body).raise_for_status()
+    ingest(http, collection, "The mast is 41 metres high.")
     question = {"question": "How high is the mast?", "collection": collection, "stream": True}
     one, other = [http.post("/query", json=question).raise_for_status().text.split("\n\n") for _ in range(2)]
     assert one[:-2] == other[:-2]
