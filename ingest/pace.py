@@ -25,9 +25,10 @@ class Pace:
         self.clock = clock
 
     async def queued(self) -> int:
-        """How many jobs wait."""
+        """How many jobs wait that somebody asked for: what a re-index or a repair rebuilds must shut no door."""
         async with self.database.reading() as connection:
-            waiting = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state == "queued")
+            asked_for = sa.and_(jobs.c.state == "queued", jobs.c.kind != "rebuild")
+            waiting = sa.select(sa.func.count()).select_from(jobs).where(asked_for)
             return int((await connection.execute(waiting)).scalar_one())
 
     async def per_second(self) -> float:
