@@ -307,4 +307,5 @@ async def _refresh(service: Service, documents: list[IngestedDocument]) -> list[
 
 def _now(document: Document) -> dict[str, Any]:
     error = Error(**document.error) if document.error else None
-    return {"status": document.status, "error": error, "parts": (document.receipt or {}).get("parts", 0)}
+    parts = (document.receipt or {}).get("parts", 0)
+    return {"status": document.status, "error": error, "parts": parts, "failed_parts": document.failed_parts}
