@@ -52,6 +52,7 @@ async def repair(settings: Settings) -> AsyncIterator[Repair]:
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Each check's finding as it is made; a check that another one's failure prevents is left out."""
     try:
+        settings.require_data()
         async with open_service(settings) as service:
             yield _disk(settings)
             yield await _catalog(service)
