@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import io
 import json
 import pickle
@@ -302,6 +303,37 @@ def test_spreadsheet() -> None:
         ("title", 2, "Second"),
         ("table", 2, "x"),
     ]
+
+
+def test_a_spreadsheet_with_a_stray_far_cell_is_read_without_the_places_between() -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["Ada", 3.0, dt.date(2026, 3, 1)])
+    book.active["XFD1048576"] = "stray"
+    buffer = io.BytesIO()
+    book.save(buffer)
+    book.close()
+    parsed = read("a.xlsx", buffer.getvalue())
+    assert [(block.kind, block.text) for block in parsed.blocks] == [
+        ("title", "Sheet"),
+        ("table", "Ada | 3 | 2026-03-01\nstray"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "titles"),
+    [
+        ("The vault in winter\n" + "Its walls are dry. " * 20, ["The vault in winter"]),
+        ("\nThe vault\n\nIts walls are dry, its doors are shut, and its alarm is tested.\n", ["The vault"]),
+        ("The walls are dry.\n" + "Its doors are shut. " * 20, []),
+        ("- the first of them\n" + "- and the second, which is longer " * 4, []),
+        ("The walls of the vault are dry and\nits doors are shut, and that is all there is.\n", []),
+        ("One line", []),
+    ],
+)
+def test_a_plain_text_has_a_title_only_where_its_first_line_stands_out(text: str, titles: list[str]) -> None:
+    parsed = read("a.txt", text.encode())
+    assert [block.text for block in parsed.blocks if block.kind == "title"] == titles
+    assert "".join(parsed.text.split()) == "".join(text.split())
 
 
 def test_damaged_archives_and_bombs_are_refused() -> None:
