@@ -16,28 +16,13 @@ _SECTION = re.compile(r"(?:chapter|part|section|book|appendix|article|annex) +(?
 _NUMBERED = re.compile(r"(\d{1,2}(?:\.\d{1,2})+)\.?[ \t]+\S")
 _ITEM = re.compile(r"[ \t]*(?:[-*•‣◦·]|\d{1,3}[.)])[ \t]+\S")
 _TITLE_CHARACTERS = 90
-_FIRST_LINE_CHARACTERS = 200
-_PROSE_CHARACTERS = 60
-_SENTENCE_ENDS = ".,;:!?。，；：！？"
 
 
 def parse_text(file: File) -> Parsed:
     """Text of any kind without markup that we know."""
     text, encoding, replaced, removed = decode(file.data)
     receipt = Receipt("text", encoding=encoding, replaced_characters=replaced, removed_characters=removed)
-    return assemble(_titled(text), receipt)
-
-
-def _titled(text: str) -> Iterator[Draft]:
-    """A text's first line is its title if it stands out: no sentence, and the next line is far longer."""
-    first, _, rest = text.lstrip().partition("\n")
-    following = rest.lstrip().partition("\n")[0]
-    title = first.strip()
-    alone = 0 < len(title) <= _FIRST_LINE_CHARACTERS and title[-1] not in _SENTENCE_ENDS and not _ITEM.match(title)
-    if alone and len(following) >= 2 * len(title) and len(following) >= _PROSE_CHARACTERS:
-        yield Draft("title", title, None, 1)
-        text = rest
-    yield from text_drafts(text)
+    return assemble(text_drafts(text), receipt)
 
 
 def text_drafts(text: str, page: int | None = None) -> Iterator[Draft]:
@@ -64,7 +49,7 @@ def _paragraph(paragraph: str, page: int | None) -> Iterator[Draft]:
 def _title_depth(line: str) -> int:
     """Depth of a title that stands alone on its line; 0 if it is none."""
     line = line.strip()
-    if not 0 < len(line) <= _TITLE_CHARACTERS or line[-1] in _SENTENCE_ENDS:
+    if not 0 < len(line) <= _TITLE_CHARACTERS or line[-1] in ".,;:!?。，；：！？":
         return 0
     if marked := _MARKED.match(line):
         return len(marked[1])

@@ -319,23 +319,6 @@ def test_a_spreadsheet_with_a_stray_far_cell_is_read_without_the_places_between(
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "titles"),
-    [
-        ("The vault in winter\n" + "Its walls are dry. " * 20, ["The vault in winter"]),
-        ("\nThe vault\n\nIts walls are dry, its doors are shut, and its alarm is tested.\n", ["The vault"]),
-        ("The walls are dry.\n" + "Its doors are shut. " * 20, []),
-        ("- the first of them\n" + "- and the second, which is longer " * 4, []),
-        ("The walls of the vault are dry and\nits doors are shut, and that is all there is.\n", []),
-        ("One line", []),
-    ],
-)
-def test_a_plain_text_has_a_title_only_where_its_first_line_stands_out(text: str, titles: list[str]) -> None:
-    parsed = read("a.txt", text.encode())
-    assert [block.text for block in parsed.blocks if block.kind == "title"] == titles
-    assert "".join(parsed.text.split()) == "".join(text.split())
-
-
 def test_damaged_archives_and_bombs_are_refused() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
