@@ -288,7 +288,9 @@ def _ingested(outcome: Outcome) -> IngestedDocument:
     accepted = outcome.accepted
     if accepted is None:
         error = Error(**as_dict(outcome.error)) if outcome.error else None
-        return IngestedDocument(id=None, name=outcome.name, status="failed", job_id=None, duplicate=False, parts=0, error=error)
+        return IngestedDocument(
+            id=None, name=outcome.name, status="failed", job_id=None, duplicate=False, parts=0, failed_parts=0, error=error
+        )
     fields = ("id", "name", "status", "job_id", "duplicate", "parts")
     return IngestedDocument(**{name: getattr(accepted, name) for name in fields})
 
