@@ -369,7 +369,7 @@ def _repair(*, json_: bool) -> None:
     async def act() -> list[dict[str, Any]]:
         return [asdict(each) async for each in repair(_settings())]
 
-    rows = _run(act())
+    rows = _run(act, None)
     _print_lines(rows) if json_ else table(rows, [field.name for field in fields(Repair)])
     left, repaired = sum(row["left"] for row in rows), sum(row["repaired"] for row in rows)
     raise typer.Exit(EXIT_DONE if not left else EXIT_PARTIAL if repaired else EXIT_FAILED)

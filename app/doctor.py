@@ -44,6 +44,7 @@ class Repair:
 
 async def repair(settings: Settings) -> AsyncIterator[Repair]:
     """Compare each live index with the catalog, repair it and wait until that is done."""
+    settings.require_data()
     async with open_service(settings) as service, _working(service):
         async for generation in service.reconciler.live_generations():
             yield await _repaired(service, generation)
