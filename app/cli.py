@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, fields
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -125,7 +128,7 @@ def ingest(
         raise typer.BadParameter("no file found; look at --glob and --recursive")
 
     async def act() -> list[dict[str, Any]]:
-        async with open_client(url, _settings, works=True) as client:
+        async with open_client(url, _settings, works=True, begins=True) as client:
             with progress("uploading", len(files)) as seen:
                 sent: list[dict[str, Any]] = []
                 for batch in batches(files):
@@ -136,7 +139,7 @@ def ingest(
             with progress("ingesting", len(sent)) as seen:
                 return await client.settle(sent, None, seen)
 
-    documents = _run(act())
+    documents = _run(act, url)
     if json_:
         _print_lines(documents)
     else:
@@ -229,7 +232,7 @@ def delete(
                     done.append({"document_id": document_id, "state": "failed", "error": exc.problem})
         return done
 
-    done = _run(act())
+    done = _run(act, url)
     if json_:
         _print_lines(done)
     else:
@@ -303,7 +306,7 @@ def reindex(
     from app.reindex import reindex_all
 
     body = {"embedder": embedder, "chunk_size": chunk_size, "plan": plan, "force": force}
-    results = _run(reindex_all(url, _settings, collection, body))
+    results = _run(partial(reindex_all, url, _settings, collection, body), url)
     if json_:
         _print_lines(results)
     else:
@@ -334,7 +337,7 @@ def doctor(
             print(json.dumps({"check": each.check, "state": each.state, "detail": each.detail})) if json_ else finding(each)  # noqa: T201
         return well
 
-    raise typer.Exit(EXIT_DONE if _run(act()) else EXIT_FAILED)
+    raise typer.Exit(EXIT_DONE if _run(act, None) else EXIT_FAILED)
 
 
 @cli.command(epilog="Example: footnote config --json")
@@ -366,7 +369,7 @@ def _repair(*, json_: bool) -> None:
     async def act() -> list[dict[str, Any]]:
         return [asdict(each) async for each in repair(_settings())]
 
-    rows = _run(act())
+    rows = _run(act, None)
     _print_lines(rows) if json_ else table(rows, [field.name for field in fields(Repair)])
     left, repaired = sum(row["left"] for row in rows), sum(row["repaired"] for row in rows)
     raise typer.Exit(EXIT_DONE if not left else EXIT_PARTIAL if repaired else EXIT_FAILED)
@@ -398,15 +401,18 @@ def _serve(settings: Settings, service: Coroutine[Any, Any, None]) -> None:
     from app.logs import configure_logs
 
     configure_logs(settings.log_level, settings.log_format)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us at once until the service, or the worker, handles it
     asyncio.run(service)
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
+def _run(work: Callable[[], Coroutine[Any, Any, Any]], url: str | None) -> Any:
     """Run a verb that is no service: of its log only failures are shown."""
     from app.logs import configure_logs
 
     configure_logs("error", "auto")
-    return asyncio.run(work)
+    if not url:
+        import_module("app.main")  # before there is an event loop, in which Ctrl-C waits for the end of an import
+    return asyncio.run(work())
 
 
 def _question(question: str, collection: str, top_k: int, filter_: str | None, mode: str, token: str | None) -> dict[str, Any]:
@@ -433,7 +439,7 @@ def _call_each(method: str, paths: list[str], url: str | None, **options: Any) -
         async with open_client(url, _settings) as client:
             return [await client.call(method, path, **options) for path in paths]
 
-    found: list[Any] = _run(act())
+    found: list[Any] = _run(act, url)
     return found
 
 
@@ -444,7 +450,7 @@ def _list(path: str, key: str, url: str | None, **params: Any) -> list[dict[str,
         async with open_client(url, _settings) as client:
             return [item async for item in client.pages(path, key, **params)]
 
-    found: list[dict[str, Any]] = _run(act())
+    found: list[dict[str, Any]] = _run(act, url)
     return found
 
 

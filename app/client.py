@@ -165,8 +165,13 @@ class Client:
 
 
 @asynccontextmanager
-async def open_client(url: str | None, settings: Callable[[], Settings], *, works: bool = False) -> AsyncIterator[Client]:
-    """A client of the service at `url`, or of one that is opened in this process; with a worker if the verb `works`."""
+async def open_client(
+    url: str | None, settings: Callable[[], Settings], *, works: bool = False, begins: bool = False
+) -> AsyncIterator[Client]:
+    """A client of the service at `url`, or of one that is opened in this process; with a worker if the verb `works`.
+
+    Only a verb that `begins` may do so where there is no data yet.
+    """
     key = os.environ.get("FOOTNOTE_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(600, connect=10)
@@ -178,6 +183,8 @@ async def open_client(url: str | None, settings: Callable[[], Settings], *, work
     from app.wiring import open_service, open_worker
 
     chosen = settings().model_copy(update={"api_keys_required": False})  # whoever may run this process may read its data
+    if not begins:
+        chosen.require_data()
     async with open_service(chosen) as service:
         app = create_app(chosen, service=service)
         app.state.service = service

@@ -44,6 +44,7 @@ class Repair:
 
 async def repair(settings: Settings) -> AsyncIterator[Repair]:
     """Compare each live index with the catalog, repair it and wait until that is done."""
+    settings.require_data()
     async with open_service(settings) as service, _working(service):
         async for generation in service.reconciler.live_generations():
             yield await _repaired(service, generation)
@@ -52,6 +53,7 @@ async def repair(settings: Settings) -> AsyncIterator[Repair]:
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Each check's finding as it is made; a check that another one's failure prevents is left out."""
     try:
+        settings.require_data()
         async with open_service(settings) as service:
             yield _disk(settings)
             yield await _catalog(service)

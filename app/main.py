@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 from app import __version__
 from app.admission import Admission
 from app.api import documents, errors, health, ingest, jobs, query
+from app.api.inputs import KnownParameters
 from app.auth import Caller
 from app.middleware import Requests
 from app.schemas import IngestRequest, Problem
@@ -55,7 +56,7 @@ def create_app(settings: Settings, *, service: Service | None = None) -> FastAPI
     app.state.watch = Watch()
     app.state.admission = Admission(limit=settings.max_queries, waiting=settings.max_waiting_queries)
     for module in (query, ingest, documents, jobs):
-        app.include_router(module.router, dependencies=[Caller])
+        app.include_router(module.router, dependencies=[Caller, KnownParameters])
     app.include_router(health.router)
     errors.install(app)
     app.add_middleware(Requests, max_body=settings.max_request_mb * MIB)

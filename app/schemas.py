@@ -157,6 +157,7 @@ class IngestedDocument(Model):
     parts: int = Field(
         0, description="documents that came out of it, as far as it was read; `GET /documents?parent=` lists them"
     )
+    failed_parts: int = Field(0, description="how many of these failed, those within them counted too")
     error: Error | None = None
 
 
@@ -189,6 +190,9 @@ class Receipt(BaseModel):
     tables: int = Field(0, description="tables kept as rows")
     images_skipped: int = Field(0, description="images whose text, if any, was not read")
     parts: int = Field(0, description="files within it that became documents: `GET /documents?parent=` lists them")
+    failed_parts: int = Field(
+        0, description="how many documents that came out of it, at any depth, failed so far; each says why in its own `error`"
+    )
     chunks: int = 0
     tokens: int = Field(0, description="of all chunks with their contexts, as the embedding model counts")
     tokens_cut: int = Field(

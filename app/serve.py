@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -87,10 +87,12 @@ async def work(settings: Settings, *, queues: Sequence[str] = QUEUES, parent: in
             threading.Thread(target=_exit_after, args=(HURRY_SECONDS,), daemon=True).start()
         stop.set()
 
-    with _signals(stopping):
+    starting = cast("asyncio.Task[None]", asyncio.current_task())  # until it works, nothing is left to finish
+    with _signals(starting.cancel), contextlib.suppress(asyncio.CancelledError):
         async with open_service(settings) as service, open_worker(service, queues) as worker:
-            log.info("worker_started", name=worker.name, concurrency=worker.concurrency, queues=worker.turns.queues)
-            await worker.run(stop, hurry)
+            with _signals(stopping):
+                log.info("worker_started", name=worker.name, concurrency=worker.concurrency, queues=worker.turns.queues)
+                await worker.run(stop, hurry)
     log.info("worker_stopped")
 
 
@@ -131,7 +133,7 @@ async def _announce(server: Any, serving: asyncio.Task[None], url: str, ready: C
 
 
 @contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
+def _signals(stop: Callable[[], object]) -> Iterator[None]:
     """Each SIGINT or SIGTERM calls `stop`."""
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -192,7 +194,7 @@ def _start_worker() -> subprocess.Popen[bytes]:
 
     In a session of its own: Ctrl-C reaches us alone, and we stop our workers in order.
     """
-    command = [sys.executable, "-m", "app.cli", "worker", "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "app", "worker", "--parent", str(os.getpid())]
     # glibc gives each thread a heap of its own, and keeps in all of them what large batches took.
     environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
     return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, env=environment)  # noqa: S603 - our own program

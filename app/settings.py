@@ -222,7 +222,19 @@ class Settings(BaseModel):
 
     @property
     def resolved_catalog_url(self) -> str:
-        return self.catalog_url or f"sqlite+aiosqlite:///{self.data_dir.resolve() / 'catalog.sqlite'}"
+        return self.catalog_url or f"sqlite+aiosqlite:///{self._catalog_file}"
+
+    @property
+    def _catalog_file(self) -> Path:
+        return self.data_dir.resolve() / "catalog.sqlite"
+
+    def require_data(self) -> None:
+        """Who only wants to look must not make an empty catalog. Raises `ConfigurationError` if there is none yet."""
+        if not self.catalog_url and not self._catalog_file.exists():
+            raise ConfigurationError(
+                f"there is nothing yet in the data dir {self.data_dir.resolve()}: begin with `footnote ingest FILE` or "
+                "`footnote serve`, or name the folder that you mean with FOOTNOTE_DATA_DIR, or a running service with --url"
+            )
 
 
 @dataclass(frozen=True)

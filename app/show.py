@@ -83,7 +83,8 @@ def _receipt_rows(receipt: dict[str, Any]) -> list[tuple[str, Any]]:
     if receipt["images_skipped"]:
         rows.append(("images", f"{receipt['images_skipped']:,} not read"))
     if receipt["parts"]:
-        rows.append(("parts", f"{receipt['parts']:,} documents"))
+        failed = f", {receipt['failed_parts']:,} failed" if receipt["failed_parts"] else ""
+        rows.append(("parts", f"{receipt['parts']:,} documents{failed}"))
     if receipt["stages"]:
         rows.append(("seconds", ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in receipt["stages"].items())))
     rows += [("note", note) for note in receipt["notes"]]

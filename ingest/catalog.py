@@ -18,6 +18,7 @@ from ingest.documents import (
     add_jobs,
     below,
     cancel_queued,
+    failed_below,
     lock_blobs,
     remove,
     require_originals,
@@ -515,7 +516,10 @@ class Catalog:
         )
         query = sa.select(documents, *held).select_from(joined).where(where).order_by(documents.c.id.desc()).limit(limit)
         async with self.database.reading() as connection:
-            return [document_of(row) for row in (await connection.execute(query)).mappings()]
+            rows = (await connection.execute(query)).mappings().all()
+            holders = [row["id"] for row in rows if (row["receipt"] or {}).get("parts")]
+            failed = await failed_below(connection, holders) if holders else {}
+        return [document_of({**row, "failed_parts": failed.get(row["id"], 0)}) for row in rows]
 
     @staticmethod
     async def _row(connection: AsyncConnection, query: Any) -> dict[str, Any] | None:

@@ -72,6 +72,16 @@ def below(document_ids: Sequence[str] | sa.Select[tuple[str]]) -> sa.CTE:
     return tree.union_all(sa.select(documents.c.id).join(tree, documents.c.parent_id == tree.c.id))
 
 
+async def failed_below(connection: AsyncConnection, document_ids: Sequence[str]) -> dict[str, int]:
+    """Of those of these documents out of which failed ones came, at any depth: how many."""
+    columns = (documents.c.id, documents.c.status)
+    first = sa.select(documents.c.parent_id.label("root"), *columns).where(documents.c.parent_id.in_(document_ids))
+    tree = first.cte("tree", recursive=True)
+    tree = tree.union_all(sa.select(tree.c.root, *columns).join(tree, documents.c.parent_id == tree.c.id))
+    counts = sa.select(tree.c.root, sa.func.count()).where(tree.c.status == "failed").group_by(tree.c.root)
+    return {row[0]: row[1] for row in await connection.execute(counts)}
+
+
 async def room_below(connection: AsyncConnection, document_id: str) -> Room:
     """None if the document lies too deep, else what its upload and its collection's quota have not used up.
 

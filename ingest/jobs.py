@@ -205,11 +205,14 @@ class Jobs:
         await self._end(connection, job, "dead", error)
 
     async def renew(self, job: Job, *, stage: str, done: int, total: int | None, rate: float | None = None) -> None:
-        """Prolong the lease and show progress; `rate` is of `done`, per second. Raises `LeaseLost`."""
+        """Prolong the lease and show progress; `rate` is of `done`, per second. Raises `LeaseLost`.
+
+        Nothing happens to a job that its worker settled in this moment: what the worker does after that must not be stopped.
+        """
         values = {"beats": jobs.c.beats + 1, "stage": stage, "done": done, "total": total, "rate": rate}
         async with self.database.writing() as connection:
             result = await connection.execute(sa.update(jobs).where(self._mine(job)).values(**values))
-            if not result.rowcount:
+            if not result.rowcount and not await self._has_settled(connection, job):
                 raise LeaseLost
 
     async def settle_ingest(
@@ -452,6 +455,11 @@ class Jobs:
         if row is None:
             raise JobNotFound(f"there is no job {job_id!r}; GET /jobs lists them")
         return _job(row)
+
+    async def _has_settled(self, connection: AsyncConnection, job: Job) -> bool:
+        claim = sa.and_(jobs.c.id == job.id, jobs.c.worker == job.worker, jobs.c.attempts == job.attempts)
+        row = (await connection.execute(sa.select(jobs.c.state, jobs.c.error).where(claim))).first()
+        return row is not None and (row.state == "succeeded" or row.error == SUPERSEDED)
 
     async def _end(self, connection: AsyncConnection, job: Job, state: str, error: Mapping[str, Any] | None = None) -> None:
         values = {

@@ -103,6 +103,8 @@ class Document:
     live_version: int | None = None
     chunks: int = 0
     text_key: str | None = None
+    failed_parts: int = 0
+    """Of the documents that came out of it, at any depth; they are read after it, so its receipt cannot hold them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,7 +289,7 @@ def _running(folder: Path, settings: Mapping[str, str], *verb: str) -> Iterator[
     environment = {**ours, **{f"FOOTNOTE_{name.upper()}": value for name, value in chosen.items()}}
     log = folder / f"{verb[0]}-{time.time_ns()}.log"
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "app.cli", *verb]
+        command = [sys.executable, "-m", "app", *verb]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         yield process, log

@@ -288,7 +288,9 @@ def _ingested(outcome: Outcome) -> IngestedDocument:
     accepted = outcome.accepted
     if accepted is None:
         error = Error(**as_dict(outcome.error)) if outcome.error else None
-        return IngestedDocument(id=None, name=outcome.name, status="failed", job_id=None, duplicate=False, parts=0, error=error)
+        return IngestedDocument(
+            id=None, name=outcome.name, status="failed", job_id=None, duplicate=False, parts=0, failed_parts=0, error=error
+        )
     fields = ("id", "name", "status", "job_id", "duplicate", "parts")
     return IngestedDocument(**{name: getattr(accepted, name) for name in fields})
 
@@ -307,4 +309,5 @@ async def _refresh(service: Service, documents: list[IngestedDocument]) -> list[
 
 def _now(document: Document) -> dict[str, Any]:
     error = Error(**document.error) if document.error else None
-    return {"status": document.status, "error": error, "parts": (document.receipt or {}).get("parts", 0)}
+    parts = (document.receipt or {}).get("parts", 0)
+    return {"status": document.status, "error": error, "parts": parts, "failed_parts": document.failed_parts}

@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
+
+from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 
 from app.errors import RangeNotSatisfiable
 from ingest.names import clean_name
@@ -15,6 +21,31 @@ from retrieval.types import BUILT_IN_FIELDS, Metadata, MetadataValue
 MAX_NAME = 500
 MAX_KEYS = 100
 MAX_METADATA_BYTES = 32 * 1024
+
+
+async def _known_parameters(request: Request) -> None:
+    """A parameter that is spelt wrong would be ignored, and the caller would never know: it is refused."""
+    route: APIRoute = request.scope["route"]
+    known = sorted(set(_parameters(route.dependant)))
+    takes = f"this route takes {', '.join(known)}" if known else "this route takes none"
+    unknown = sorted(set(request.query_params) - set(known))
+    if unknown:
+        raise RequestValidationError(
+            [
+                {"type": "extra_forbidden", "loc": ("query", name[:100]), "msg": f"unknown parameter; {takes}"}
+                for name in unknown
+            ]
+        )
+
+
+def _parameters(dependant: Dependant) -> Iterator[str]:
+    """Names in the query that a route, or what it depends on, declares."""
+    yield from (field.alias for field in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _parameters(inner)
+
+
+KnownParameters = Depends(_known_parameters)
 
 
 def safe_name(name: str) -> str:

@@ -46,7 +46,7 @@ def document_out(document: Document) -> DocumentOut:
         sha256=document.sha256,
         metadata=dict(document.metadata),
         chunks=document.chunks,
-        receipt=Receipt(**document.receipt) if document.receipt else None,
+        receipt=Receipt(**{**document.receipt, "failed_parts": document.failed_parts}) if document.receipt else None,
         error=Error(**document.error) if document.error else None,
         job_id=document.job_id,
         created_at=iso(document.created_at),

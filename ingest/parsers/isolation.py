@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from importlib import import_module
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ _TASKS_PER_PROCESS = 100
 """After so many documents a process is replaced (0.1 s), so that what parsers leak is bounded."""
 _MAX_GROWTH = 256 * 1024 * 1024
 """And earlier when it keeps so many bytes more than it had at first."""
+_PATIENCE_SECONDS = 0.2
 _CLOSED = "The service is stopping; try again when it is back."
 
 
@@ -129,7 +131,7 @@ class ParserPool:
             return await asyncio.wrap_future(await asyncio.to_thread(self._schedule, function, arguments))
 
     def _schedule(self, function: Callable[..., T], arguments: tuple[object, ...]) -> Future[T]:
-        with self._opening:
+        with self._opening, _spared_from_ctrl_c():
             if self._closed:
                 raise Overloaded(_CLOSED)
             if self._pool is not None and not self._pool.active:  # all its processes were killed from outside: begin again
@@ -147,9 +149,14 @@ class ParserPool:
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        with self._opening:
-            self._closed = True
-            pool, self._pool = self._pool, None
+        self._closed = True
+        if not self._opening.acquire(
+            timeout=_PATIENCE_SECONDS
+        ):  # the fork server still loads the parsers, which nobody needs now
+            _kill_fork_server()
+            self._opening.acquire()
+        pool, self._pool = self._pool, None
+        self._opening.release()
         if pool is not None:
             self._end(pool)
         for future in tuple(self._running):  # a stopped pool leaves its futures pending for ever
@@ -160,6 +167,24 @@ class ParserPool:
     def _end(pool: ProcessPool) -> None:
         pool.stop()  # type: ignore[no-untyped-call]
         pool.join()
+
+
+@contextlib.contextmanager
+def _spared_from_ctrl_c() -> Iterator[None]:
+    """What is started meanwhile never sees a terminal's Ctrl-C, which is its parent's business, also while it loads modules."""
+    resource_tracker.ensure_running()  # which the fork server would start: that lets signals in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill_fork_server() -> None:
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)  # noqa: SLF001 - there is no public way to it
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _ready() -> None:

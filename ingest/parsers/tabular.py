@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+import re
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import groupby
 
 from ingest.parsers.decode import decode
 from ingest.parsers.parsed import Draft, File, Parsed, Receipt, assemble, table_text
 from retrieval.errors import EncryptedDocument, UnreadableDocument
 
 _DELIMITERS = ",;\t|"
+_FAR_CELL = re.compile(rb'\br="(?:([A-Z]{3})(\d+)|([A-Z]{1,2})(\d{6,}))"')
+_MAX_PLACES = 20_000_000
+"""Between the first cell and the farthest; calamine has room for each of them, used or not, and ends its process without."""
 
 
 def parse_csv(file: File) -> Parsed:
@@ -48,6 +54,8 @@ def parse_spreadsheet(file: File) -> Parsed:
     """Excel (new and old) and OpenDocument sheets: each sheet a title and a table; `page` counts the sheets."""
     from python_calamine import CalamineError, CalamineWorkbook, PasswordError
 
+    if _places(file.data) > _MAX_PLACES:
+        return _scattered(file)
     try:
         book = CalamineWorkbook.from_filelike(io.BytesIO(file.data))
         drafts = list(_sheets(book))
@@ -68,6 +76,39 @@ def _sheets(book: object) -> Iterator[Draft]:
         if text:
             yield Draft("title", sheet_name, number, 1)
             yield Draft("table", text, number)
+
+
+def _places(data: bytes) -> int:
+    """Cells of the largest sheet of an Excel file, were all used up to the farthest one; 0 for a usual size."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return 0
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
+        return max((_reach(archive.read(name)) for name in sheets), default=0)
+
+
+def _reach(sheet: bytes) -> int:
+    columns = rows = 0
+    for far in _FAR_CELL.finditer(sheet):
+        number = 0
+        for letter in far[1] or far[3]:
+            number = 26 * number + letter - ord("A") + 1
+        columns, rows = max(columns, number), max(rows, int(far[2] or far[4]))
+    return columns * rows
+
+
+def _scattered(file: File) -> Parsed:
+    """Excel sheets whose few cells lie far apart, which is what a slip on the keyboard makes: only those that are used."""
+    from openpyxl import load_workbook
+
+    book = load_workbook(io.BytesIO(file.data), data_only=True)
+    drafts = []
+    for number, sheet in enumerate(book.worksheets, 1):
+        used = sorted((place, cell.value) for place, cell in sheet._cells.items() if cell.value is not None)  # noqa: SLF001
+        rows = ([_shown(value) for _, value in row] for _, row in groupby(used, key=lambda item: item[0][0]))
+        if text := table_text(rows):
+            drafts += [Draft("title", sheet.title, number, 1), Draft("table", text, number)]
+    return assemble(drafts, Receipt(f"openpyxl {version('openpyxl')}", pages=len(book.worksheets)))
 
 
 def _shown(cell: object) -> object:

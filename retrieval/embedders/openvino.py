@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 MIN_COSINE = 0.9999
 """Between a converted model's vectors and those of sentence-transformers; bf16 gives 0.99997 on all-MiniLM-L6-v2."""
+
+KEPT_KERNELS = 64
+"""OpenVINO keeps what it makes for each shape of a batch, 2 MB and more; its own limit of 5,000 is hundreds of MB."""
 
 CONVERSION_SECONDS = 900
 """After that a conversion is given up: an import of torch on a busy machine takes a minute, a large model some more."""
@@ -174,7 +177,10 @@ class Model:
         }
         if keep:
             options["CACHE_DIR"] = str(target / "compiled")
-        compiled = _openvino().Core().compile_model(target / "model.xml", "CPU", options)
+        core = _openvino().Core()
+        with suppress(RuntimeError):  # not in its documentation, and a version without it only takes more memory
+            core.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": KEPT_KERNELS})
+        compiled = core.compile_model(target / "model.xml", "CPU", options)
         self._tokenizer = tokenizer(folder)
         self._inputs = [port.get_any_name() for port in compiled.inputs]
         self._request = compiled.create_infer_request()

@@ -439,6 +439,17 @@ def test_an_id_that_names_nothing_is_not_found(http, identity):
             refused(http.post(f"/jobs/{identity}/{verb}"), 404, "job_not_found")
 
 
+def test_a_parameter_that_a_route_does_not_know_is_refused_with_those_that_it_takes(http, nothing_left):
+    sent = http.post("/ingest", params={"wiat": 60}, json={"documents": [{"name": "a.txt", "text": "Apples are red."}]})
+    [error] = refused(sent, 422, "invalid_input")["errors"]
+    assert error == {"pointer": "/wiat", "detail": "unknown parameter; this route takes wait"}
+    problem = refused(http.get("/jobs", params={"limit": 1, "colection": "a", "State": "dead"}), 422, "invalid_input")
+    assert [each["pointer"] for each in problem["errors"]] == ["/State", "/colection"]
+    assert "collection, cursor, document_id, limit, state" in problem["detail"]
+    assert "this route takes none" in refused(http.delete("/collections/x?force=1"), 422, "invalid_input")["detail"]
+    assert http.get("/healthz?from=probe").status_code == 200  # what watches the service may add what it likes
+
+
 @pytest.mark.parametrize("path", ["/documents", "/jobs", "/collections"])
 def test_a_limit_is_between_1_and_1000_and_a_cursor_is_short(http, path):
     for limit in ("0", "-1", "1001", "1e3", "many", "9" * 400, ""):

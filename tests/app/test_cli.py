@@ -44,7 +44,7 @@ def environment(settings: dict[str, str]) -> dict[str, str]:
 def footnote(*arguments: str | Path | bytes, expect: int = 0, **settings: str) -> str:
     """Run the program; what it printed, or what it said on stderr where a failure is expected."""
     done = subprocess.run(
-        [sys.executable, "-m", "app.cli", *arguments],
+        [sys.executable, "-m", "app", *arguments],
         check=False,
         env=environment(settings),
         cwd=ROOT,
@@ -166,6 +166,30 @@ def test_an_address_where_something_else_answers_is_a_failure():
             said = line(*verb, "--url", f"http://127.0.0.1:{other.server_port}", expect=1)
             assert "not as this service does" in said
         other.shutdown()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["query", "When do apples ripen?"],
+        ["documents"],
+        ["delete", "doc_1"],
+        ["collections", "--delete", "default"],
+        ["reindex", "--plan"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_where_nothing_was_ever_stored_a_verb_says_so_and_makes_nothing(arguments, tmp_path):
+    folder = tmp_path / "data"
+    said = line(*arguments, DATA_DIR=str(folder))
+    assert f"there is nothing yet in the data dir {folder}: begin with `footnote ingest FILE`" in said
+    assert not folder.exists()
+
+
+def test_the_doctor_makes_nothing_where_nothing_was_ever_stored(tmp_path):
+    found = footnote("doctor", "--json", expect=1, DATA_DIR=str(tmp_path / "data"))
+    assert "there is nothing yet in the data dir" in json.loads(found)["detail"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_busy_port_costs_one_line_with_the_cure(url, tmp_path):

@@ -69,10 +69,11 @@ def test_what_is_in_an_archive_is_answerable_once_the_upload_was_waited_for(http
     mail = letter("Vault", "See the attachment.", code="The vault's code is 4711.")
     data = packed({"in/apples.txt": "Apples are red in October.", "mail.eml": mail, "tool.exe": b"\x7fELF" * 9})
     sent = upload(http, collection, "box.zip", data)
-    assert (sent["status"], sent["parts"]) == ("ready", 3)
+    assert (sent["status"], sent["parts"], sent["failed_parts"]) == ("ready", 3, 1)
     box = http.get(f"/documents/{sent['id']}").json()
-    assert (box["parent_id"], box["receipt"]["parts"], box["chunks"]) == (None, 3, 0)
-    assert "3 documents came out of it." in box["receipt"]["notes"]
+    receipt = box["receipt"]
+    assert (box["parent_id"], receipt["parts"], receipt["failed_parts"], box["chunks"]) == (None, 3, 1, 0)
+    assert "3 documents came out of it." in receipt["notes"]
     inner = parts(http, sent["id"])
     assert {name: document["status"] for name, document in inner.items()} == {
         "box.zip/in/apples.txt": "ready",
@@ -85,6 +86,17 @@ def test_what_is_in_an_archive_is_answerable_once_the_upload_was_waited_for(http
     hit = search(http, collection, "4711", mode="keyword")[0]
     assert (hit["document_id"], hit["document_name"]) == (code["id"], "box.zip/mail.eml/code.txt")
     assert http.get(f"/documents/{code['id']}/original").text.strip() == "The vault's code is 4711."
+
+
+def test_a_receipt_counts_failures_at_any_depth_until_they_are_mended(http, collection):
+    mail = EmailMessage()
+    mail.set_content("See the attachment.")
+    mail.add_attachment(b"\x7fELF" * 9, maintype="application", subtype="octet-stream", filename="tool.exe")
+    sent = upload(http, collection, "box.zip", packed({"mail.eml": mail.as_bytes(), "tool.exe": b"\x7fELF" * 9}))
+    assert (sent["status"], sent["parts"], sent["failed_parts"]) == ("ready", 2, 2)
+    assert parts(http, sent["id"])["box.zip/mail.eml"]["receipt"]["failed_parts"] == 1
+    again = upload(http, collection, "box.zip", packed({"mail.eml": letter("Vault", "No attachment.")}))
+    assert (again["id"], again["status"], again["failed_parts"]) == (sent["id"], "ready", 0)
 
 
 def test_a_new_version_reads_again_only_what_changed(http, collection):
@@ -134,7 +146,7 @@ def test_the_receipt_counts_what_the_model_was_given(http, collection):
 
 def test_the_schema_shows_all_that_a_receipt_holds():
     held = {field.name for field in fields(ingest.parsers.Receipt)}
-    assert set(Receipt.model_fields) == held | {"parts", "chunks", "tokens", "tokens_cut", "stages"}
+    assert set(Receipt.model_fields) == held | {"parts", "failed_parts", "chunks", "tokens", "tokens_cut", "stages"}
 
 
 def test_the_command_line_waits_for_parts_and_shows_receipts(service, http, collection, tmp_path):
@@ -145,6 +157,6 @@ def test_the_command_line_waits_for_parts_and_shows_receipts(service, http, coll
     assert "failed           box.zip/b.bin: " in said
     [box] = http.get("/documents", params={"collection": collection, "name": "box.zip"}).json()["documents"]
     shown = dict(line.split(maxsplit=1) for line in footnote("documents", box["id"], url).splitlines())
-    assert (shown["name"], shown["status"], shown["parts"]) == ("box.zip", "ready", "2 documents")
+    assert (shown["name"], shown["status"], shown["parts"]) == ("box.zip", "ready", "2 documents, 1 failed")
     listed = lines("documents", "--part-of", box["id"], url)
     assert {document["parent_id"] for document in listed} == {box["id"]}

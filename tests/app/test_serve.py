@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.services import MODELS, running_service
 
@@ -47,6 +48,37 @@ def test_a_killed_worker_is_started_again_and_sigterm_ends_all_with_exit_code_0(
         assert "Traceback" not in service.log.read_text()
 
 
+def modules_are_loading(process: psutil.Process) -> bool:
+    return any("pydantic_core" in each.path for each in process.memory_maps())
+
+
+def parsers_are_loading(process: psutil.Process) -> bool:
+    return any("forkserver" in " ".join(each.cmdline()) for each in process.children(recursive=True) if not is_over(each))
+
+
+@pytest.mark.parametrize("when", [modules_are_loading, parsers_are_loading])
+@pytest.mark.parametrize("verb", ["serve", "ingest"])
+def test_ctrl_c_at_the_start_ends_at_once_and_without_a_traceback(tmp_path, verb, when):
+    arguments = ["serve", "--port", "0"] if verb == "serve" else ["ingest", str(ROOT / "README.md")]
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("FOOTNOTE_")}
+    settings = {**ours, "FOOTNOTE_DATA_DIR": str(tmp_path / "data"), "FOOTNOTE_MODELS_DIR": str(MODELS)}
+    with (tmp_path / "output").open("wb") as file:
+        command = [sys.executable, "-m", "app", *arguments]
+        process = psutil.Popen(command, cwd=ROOT, env=settings, start_new_session=True, stdout=file, stderr=file)
+    try:
+        eventually(lambda: when(process), 90)
+        started = process.children(recursive=True)
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(timeout=30) in {0, 130, -signal.SIGINT}
+        assert time.monotonic() - began < 15  # a second, on a machine that has nothing else to do
+        eventually(lambda: all(map(is_over, started)))
+    finally:
+        if process.is_running():
+            process.kill()
+    assert "Traceback" not in (tmp_path / "output").read_text()
+
+
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     with running_service(tmp_path, workers="2") as service:
         children = workers(service.process)
@@ -58,7 +90,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 def test_the_demo_shows_an_answer_and_ctrl_c_ends_it_with_exit_code_0(tmp_path):
     output = tmp_path / "output"
     with output.open("wb") as file:
-        command = [sys.executable, "-m", "app.cli", "serve", "--demo", "--port", "0"]
+        command = [sys.executable, "-m", "app", "serve", "--demo", "--port", "0"]
         ours = {key: value for key, value in os.environ.items() if not key.startswith("FOOTNOTE_")}
         settings = {**ours, "FOOTNOTE_DATA_DIR": str(tmp_path / "data"), "FOOTNOTE_MODELS_DIR": str(MODELS)}
         process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=file, stderr=subprocess.STDOUT)

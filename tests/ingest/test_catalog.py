@@ -573,6 +573,20 @@ async def test_bytes_are_removed_only_when_nothing_refers_to_them(db):
     assert removed == unused
 
 
+async def test_a_heartbeat_on_its_way_while_the_job_is_settled_stops_nothing(db):
+    [accepted] = await accept(db, upload())
+    gen = await generation(db)
+    job = await db.jobs.claim("w")
+    assert await db.jobs.settle_ingest(job, [entry(gen)], source()) == "settled"
+    await db.jobs.renew(job, stage="storing", done=1, total=1)
+    assert (await db.jobs.job(job.id)).state == "succeeded"
+    await accept(db, upload("a.txt", "2"))
+    superseded = await db.jobs.claim("w")
+    await db.catalog.delete_document(accepted.id)
+    assert await db.jobs.settle_ingest(superseded, [entry(gen)], source()) == "superseded"
+    await db.jobs.renew(superseded, stage="storing", done=1, total=1)
+
+
 async def test_cancelling_and_retrying(db):
     [accepted] = await accept(db, upload())
     job = await db.jobs.claim("w")

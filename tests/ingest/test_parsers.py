@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import io
 import json
 import pickle
@@ -301,6 +302,20 @@ def test_spreadsheet() -> None:
         ("table", 1, "name | count\nAda | 3"),
         ("title", 2, "Second"),
         ("table", 2, "x"),
+    ]
+
+
+def test_a_spreadsheet_with_a_stray_far_cell_is_read_without_the_places_between() -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["Ada", 3.0, dt.date(2026, 3, 1)])
+    book.active["XFD1048576"] = "stray"
+    buffer = io.BytesIO()
+    book.save(buffer)
+    book.close()
+    parsed = read("a.xlsx", buffer.getvalue())
+    assert [(block.kind, block.text) for block in parsed.blocks] == [
+        ("title", "Sheet"),
+        ("table", "Ada | 3 | 2026-03-01\nstray"),
     ]
 
 

@@ -1,0 +1,18 @@
+"""The program's entry."""
+
+from __future__ import annotations
+
+import signal
+
+
+def main() -> None:
+    """Run a verb. Ctrl-C while its modules are still being loaded ends it like any program, without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from app.cli import main as run
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run()
+
+
+if __name__ == "__main__":
+    main()
