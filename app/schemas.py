@@ -198,6 +198,8 @@ class Receipt(BaseModel):
     tokens_cut: int = Field(
         0, description="tokens beyond the embedding model's window, so in no vector; the chunker keeps it 0"
     )
+    embedded: int = Field(0, description="chunks whose vectors the embedding model computed")
+    cached: int = Field(0, description="chunks whose vectors were known: the same text was embedded before")
     seconds: float = Field(0.0, description="to read the file")
     stages: dict[str, float] = Field({}, description="seconds by stage, waiting included: reading, embedding, storing")
     notes: list[str] = Field([], description="what else is worth knowing, in plain words")

@@ -64,10 +64,16 @@ class Settings(BaseModel):
 
     embedder: str = Field(
         "local:sentence-transformers/all-MiniLM-L6-v2",
-        description="`local:<hub id or folder>` or `openai:<model>` for any OpenAI-compatible server",
+        description="`local:<hub id or folder>`, `local:…?precision=int8`, or `openai:<model>` for any OpenAI-like server",
+    )
+    embedder_engine: Literal["auto", "openvino", "torch"] = Field(
+        "auto", description="what computes a local model: `auto` is OpenVINO where it can, else `torch`, which also uses a GPU"
     )
     embedder_base_url: str | None = Field(None, description="base URL of the OpenAI-compatible embedding server, with its /v1")
     embedder_api_key: SecretStr | None = Field(None, description="API key of the embedding server")
+    embedding_cache_mb: int = Field(
+        512, ge=0, description="disk for vectors of texts embedded before, so that only new text is computed; 0 keeps none"
+    )
 
     llm: str = Field(
         "extractive",

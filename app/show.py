@@ -78,6 +78,7 @@ def _receipt_rows(receipt: dict[str, Any]) -> list[tuple[str, Any]]:
         rows.append(("ocr", f"{receipt['ocr_pages']:,} pages, {sure}"))
     rows.append(("text", f"{receipt['characters']:,} characters in {receipt['chunks']:,} chunks"))
     rows.append(("tokens", f"{receipt['tokens']:,}, {receipt['tokens_cut']:,} cut off"))
+    rows.append(("embedded", f"{receipt['embedded']:,} chunks, {receipt['cached']:,} known before"))
     if receipt["tables_seen"]:
         rows.append(("tables", f"{receipt['tables']:,} kept of {receipt['tables_seen']:,}"))
     if receipt["images_skipped"]:

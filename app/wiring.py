@@ -19,6 +19,7 @@ from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.database import Database, open_database
 from ingest.disk import Disk
+from ingest.embedding_cache import EmbeddingCache, open_embedding_cache
 from ingest.files import Files
 from ingest.generations import Generations
 from ingest.jobs import Jobs
@@ -52,6 +53,7 @@ class Service:
     files: Files
     store: VectorStore
     generations: Generations
+    cache: EmbeddingCache
     answerer: Answerer
     disk: Disk
     pace: Pace
@@ -84,6 +86,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         stack.push_async_callback(broker.close)
         database = await open_database(settings.resolved_catalog_url, broker.send)
         stack.push_async_callback(database.close)
+        cache_bytes = settings.embedding_cache_mb * MIB
+        cache = await stack.enter_async_context(open_embedding_cache(database, settings.data_dir.resolve(), cache_bytes))
         key = settings.store_api_key.get_secret_value() if settings.store_api_key else None
         opened = await open_store(settings.resolved_store_url, api_key=key)
         stack.push_async_callback(opened.close)
@@ -110,8 +114,9 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         disk = Disk(settings.data_dir.resolve(), settings.min_free_disk_mb * MIB)
         every = 60 * settings.reconcile_minutes
         reconciler = Reconciler(catalog=catalog, ledger=Ledger(database), files=files, store=store, every_seconds=every)
+        pace = Pace(database)
         yield Service(
-            settings, broker, database, catalog, jobs, files, store, generations, answerer, disk, Pace(database), reconciler
+            settings, broker, database, catalog, jobs, files, store, generations, cache, answerer, disk, pace, reconciler
         )
 
 
@@ -135,6 +140,7 @@ async def open_worker(service: Service, queues: Sequence[str] = QUEUES) -> Async
             generations=service.generations,
             parsers=parsers,
             disk=service.disk,
+            cache=service.cache,
         )
         async with _sending_notices(service):
             yield Worker(
@@ -196,7 +202,11 @@ async def _open_files(settings: Settings) -> Files:
 async def _embedder(settings: Settings, spec: str) -> Embedder:
     key = settings.embedder_api_key.get_secret_value() if settings.embedder_api_key else None
     opened = await open_embedder(
-        spec, base_url=settings.embedder_base_url, api_key=key, cache_dir=str(settings.resolved_models_dir)
+        spec,
+        base_url=settings.embedder_base_url,
+        api_key=key,
+        cache_dir=str(settings.resolved_models_dir),
+        engine=settings.embedder_engine,
     )
     return QuestionMemory(opened)
 

@@ -99,6 +99,13 @@ async def open_database(url: str, announce: Announce = _tell_nobody) -> Database
     return database
 
 
+def beside(file: Path) -> Database:
+    """A SQLite file of its own, for what nobody would miss: it waits for no lock for long, and a power cut may cost the end."""
+    database = Database(_engine(sa.URL.create("sqlite+aiosqlite", database=str(file))), _tell_nobody)
+    sa.event.listen(database.engine.sync_engine, "connect", _prepare_dispensable)
+    return database
+
+
 def _engine(url: sa.URL) -> AsyncEngine:
     if url.get_backend_name() == "postgresql":
         return create_async_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
@@ -114,6 +121,13 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver's own BEGIN comes too late: we say it ourselves
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "busy_timeout=30000", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _prepare_dispensable(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("busy_timeout=5000", "synchronous=NORMAL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingest.chunk import Chunker, Chunking, Piece
+from ingest.embedding_cache import EmbeddingCache
 from ingest.parsers import Parsed
 from retrieval.analysis import analyze, guess_language
 from retrieval.embedders import Embedder, Tokenizer
@@ -41,13 +42,18 @@ class Source:
 class Passages:
     """Grows with each portion of the document that is added."""
 
-    def __init__(self, source: Source, embedder: Embedder, chunking: Chunking, progress: Progress) -> None:
+    def __init__(
+        self, source: Source, embedder: Embedder, chunking: Chunking, progress: Progress, cache: EmbeddingCache
+    ) -> None:
         self.embedded: list[EmbeddedChunk] = []
         self.language: str | None = None
         self.tokens = 0
         self.tokens_cut = 0
+        self.computed = 0
+        """How many of them the model had to embed, as the cache did not know their texts."""
         self._source = source
         self._embedder = embedder
+        self._cache = cache
         self._chunker = Chunker(embedder.tokenizer, chunking)
         self._progress = progress
         self._pages = 0
@@ -72,7 +78,8 @@ class Passages:
 
     async def _embed(self, pieces: Sequence[Piece]) -> None:
         texts = [f"{piece.context}\n{piece.text}" if piece.context else piece.text for piece in pieces]
-        vectors = await self._embedder.embed_documents(texts)
+        vectors, computed = await self._cache.embed(self._embedder, texts)
+        self.computed += computed
         tokenizer = self._embedder.tokenizer
         terms, counts = await asyncio.to_thread(_terms, texts, self.language, tokenizer)
         self.tokens += sum(counts)

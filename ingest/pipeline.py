@@ -12,6 +12,7 @@ from typing import Any
 from ingest.catalog import Catalog
 from ingest.disk import Disk
 from ingest.documents import MAX_DEPTH, MAX_PART_BYTES, MAX_PARTS, Room
+from ingest.embedding_cache import EmbeddingCache
 from ingest.files import Files
 from ingest.generations import Generations
 from ingest.jobs import Job, Jobs, Outcome
@@ -77,6 +78,7 @@ class Pipeline:
         generations: Generations,
         parsers: ParserPool,
         disk: Disk,
+        cache: EmbeddingCache,
     ) -> None:
         self.catalog = catalog
         self.jobs = jobs
@@ -85,6 +87,7 @@ class Pipeline:
         self.generations = generations
         self.parsers = parsers
         self.disk = disk
+        self.cache = cache
 
     async def run(self, job: Job, progress: Progress) -> None:
         """Carry out a job and settle it. Raises what the steps raise, and `LeaseLost`."""
@@ -291,7 +294,7 @@ class Pipeline:
         self, source: Source, reading: Reading, generation: Generation, embedder: Embedder, progress: Progress
     ) -> Entry:
         """Embed the document while it is read; when all of it is there, write it in one step."""
-        passages = Passages(source, embedder, generation.chunking, progress)
+        passages = Passages(source, embedder, generation.chunking, progress, self.cache)
         async for portion in reading.portions():
             await passages.add(portion)
         text_key = await self.files.put_text((await reading.whole()).text)
@@ -301,7 +304,8 @@ class Pipeline:
         await self.store.replace(generation.index, {source.id: passages.embedded})
         languages = frozenset({passages.language} if passages.language else ())
         digest = await asyncio.to_thread(digest_of, passages.embedded)
-        return Entry(generation, text_key, chunks, languages, passages.tokens, passages.tokens_cut, digest)
+        tokens, cut = passages.tokens, passages.tokens_cut
+        return Entry(generation, text_key, chunks, languages, tokens, cut, digest, passages.computed)
 
     async def _forget_if_gone(self, job: Job, written: Mapping[str, Entry]) -> None:
         """A document that was deleted while we indexed it must not be found until its deletion runs."""
@@ -316,6 +320,7 @@ def _settled(
 ) -> dict[str, Any]:
     """What the catalog records of an indexed version; the receipt's reason decides between `ready` and `needs_attention`."""
     counts = {"chunks": entry.chunks, "tokens": entry.tokens, "tokens_cut": entry.tokens_cut, "parts": len(parts)}
+    counts |= {"embedded": entry.embedded, "cached": entry.chunks - entry.embedded}
     receipt = {**parsed.receipt.as_dict(), **counts, "stages": dict(seconds)}
     if parts:
         receipt["notes"].append(f"{len(parts):,} documents came out of it.")

@@ -147,6 +147,8 @@ class Entry:
     """Beyond the model's window, so not in any vector; the chunker is there to keep this 0."""
     digest: str | None = None
     """`retrieval.digest` of the chunks; None leaves it to the next comparison with the store."""
+    embedded: int = 0
+    """Chunks that the model computed; the vectors of the others were known."""
 
 
 def check_collection_name(name: str) -> str:

@@ -267,7 +267,7 @@ async def _estimate(service: Service, plan: Plan) -> float:
     """Seconds for the chunks at the rate at which this process embeds a few of the usual length right now."""
     embedder = await service.generations.embedder(plan.embedder)
     try:
-        await embedder.embed_query(SAMPLE_TEXTS[0])  # the first call loads the model
+        await embedder.embed_documents(SAMPLE_TEXTS[:1])  # the first call loads the model
         began = time.perf_counter()
         await embedder.embed_documents(SAMPLE_TEXTS)
     except FootnoteError as exc:

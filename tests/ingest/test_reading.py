@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.chunk import Chunker, Chunking, chunk
+from ingest.embedding_cache import EmbeddingCache
 from ingest.parsers import Bookmark, Draft, Parsed, Receipt, assemble, finish
 from ingest.parsers.isolation import ParserPool
 from ingest.parsers.media import PDF
@@ -125,7 +126,7 @@ async def test_a_document_without_text_is_known_at_its_end() -> None:
 async def test_portions_are_embedded_as_they_come_and_progress_counts_pages() -> None:
     seen: list[str] = []
     told: list[tuple[str, int, int | None]] = []
-    passages = Passages(SOURCE, Counted(), Chunking(), lambda *progress: told.append(progress))
+    passages = Passages(SOURCE, Counted(), Chunking(), lambda *progress: told.append(progress), EmbeddingCache(None, 0))
     embedded = []
     async for portion in portioned(seen, "one", "two", "three"):
         await passages.add(portion)

