@@ -85,9 +85,10 @@ async def _catalog(service: Service) -> Finding:
 
 async def _store(service: Service) -> Finding:
     try:
-        return Finding("store", "ok", await service.store.ping())
+        version, problems = await service.store.ping(), await service.store.problems()
     except FootnoteError as exc:
         return Finding("store", "problem", exc.message)
+    return Finding("store", "problem", "; ".join(problems)) if problems else Finding("store", "ok", version)
 
 
 async def _files(service: Service) -> Finding:

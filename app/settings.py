@@ -41,7 +41,8 @@ class Settings(BaseModel):
 
     store_url: str = Field(
         "lance:",
-        description="`lance:` (in the data dir), `lance:/folder`, `weaviate://host:8080?grpc=50051`, `weaviates://host`",
+        description="`lance:` (in the data dir), `lance:/folder`, `weaviate://host:8080?grpc=50051`, `weaviates://host`; "
+        "several hosts with commas, `&replicas=3&consistency=quorum`",
     )
     store_api_key: SecretStr | None = Field(None, description="API key of the vector store")
     catalog_url: str = Field(

@@ -23,12 +23,13 @@ from ingest.reading import Reading
 from ingest.records import Document, Entry, Generation, Upload, status_when_whole
 from retrieval.digest import digest_of
 from retrieval.embedders import Embedder
-from retrieval.errors import DocumentNotFound, FootnoteError
+from retrieval.errors import DocumentNotFound, FootnoteError, StoreUnavailable
 from retrieval.stores import VectorStore
 
 NO_TEXT = "no text was found in it, so no question can find it; if it shows text, it may be an image of text"
 DISK_SECONDS = 2.0
 """So long a worker holds a job back while the disk is full: enough that the queue is not turned over all the time."""
+STORE_SECONDS = 1.0
 
 
 class ReindexIncomplete(FootnoteError):
@@ -87,7 +88,7 @@ class Pipeline:
 
     async def run(self, job: Job, progress: Progress) -> None:
         """Carry out a job and settle it. Raises what the steps raise, and `LeaseLost`."""
-        if job.kind != "delete" and not await self._has_room(job, progress):
+        if not await self._has_store(job, progress) or (job.kind != "delete" and not await self._has_room(job, progress)):
             return
         match job.kind:
             case "ingest":
@@ -201,6 +202,17 @@ class Pipeline:
             return True
         await self.jobs.release(job, after=DISK_SECONDS, stage="waiting for disk")
         return False
+
+    async def _has_store(self, job: Job, progress: Progress) -> bool:
+        """The same for a store that is away: found out before the work and not counted, so no document fails for it."""
+        try:
+            await self.store.ping()
+        except StoreUnavailable:
+            progress("waiting for the store", 0, None)
+            await asyncio.sleep(STORE_SECONDS)
+            await self.jobs.release(job, after=STORE_SECONDS, stage="waiting for the store")
+            return False
+        return True
 
     async def _document(self, job: Job) -> Document | None:
         try:

@@ -30,7 +30,15 @@
     │   └── MissingDependency      names the command that installs it
     └── ServiceError               another program failed us
         ├── StoreUnavailable       retryable
+        │   ├── StoreGrpcUnavailable   its HTTP port answers, its gRPC port does not
+        │   ├── StoreReadOnly      it takes no writes until its operator gave it room
+        │   └── StoreFull          its disk is full
         ├── StoreRejected
+        │   ├── StoreKeyRejected
+        │   ├── StoreForbidden     the key is known, and lacks a permission
+        │   ├── StoreIndexMissing  retryable: whoever writes again creates it first
+        │   ├── StoreTooOld
+        │   └── StoreLimitReached  a limit of its operator's: collections, tenants, objects, bytes of a message
         ├── EmbedderUnavailable    retryable
         ├── EmbedderRejected
         ├── ModelUnavailable       retryable (a language model)
@@ -192,10 +200,45 @@ class StoreUnavailable(ServiceError):
     retryable = True
 
 
+class StoreGrpcUnavailable(StoreUnavailable):
+    code = "store_grpc_unavailable"
+
+
+class StoreReadOnly(StoreUnavailable):
+    code = "store_read_only"
+
+
+class StoreFull(StoreUnavailable):
+    code = "store_full"
+
+
 class StoreRejected(ServiceError):
     """The store answered, and refused what we sent."""
 
     code = "store_rejected"
+
+
+class StoreKeyRejected(StoreRejected):
+    code = "store_key_rejected"
+
+
+class StoreForbidden(StoreRejected):
+    code = "store_forbidden"
+
+
+class StoreIndexMissing(StoreRejected):
+    """What is written to is not there, or not yet on the node that was asked."""
+
+    code = "store_index_missing"
+    retryable = True
+
+
+class StoreTooOld(StoreRejected):
+    code = "store_too_old"
+
+
+class StoreLimitReached(StoreRejected):
+    code = "store_limit_reached"
 
 
 class EmbedderUnavailable(ServiceError):

@@ -5,18 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
 
 import httpx
 import pytest
@@ -28,82 +33,156 @@ START_TIMEOUT = 60.0
 """Seconds that a server may take until it is ready."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Loopback ports free at this moment: held open together, so that all differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+def free_ports(count: int, *, adjacent: int = 1) -> list[int]:
+    """Loopback ports free at this moment, each with the `adjacent - 1` that follow it.
 
-
-@contextmanager
-def running_weaviate(binary: str, settings: Mapping[str, str] | None = None, http: int | None = None) -> Iterator[str]:
-    """A Weaviate of our own on loopback with an empty data folder; yields its `weaviate://` URL.
-
-    `settings` are environment variables on top of ours, `http` is a port to listen on instead of a free one.
+    From below those that the system gives to outgoing connections, one of which could take a port before its server does.
     """
-    free, grpc, raft, raft_rpc, gossip, data, pprof = free_ports(7)
-    http = http or free
-    with tempfile.TemporaryDirectory(prefix="footnote-weaviate-") as folder:
-        environment = {
+    found: list[int] = []
+    with ExitStack() as held:
+        while len(found) < count:
+            first = random.randrange(10_240, 32_000)
+            with ExitStack() as these, suppress(OSError):
+                for port in range(first, first + adjacent):
+                    these.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                held.push(these.pop_all())
+                found.append(first)
+    return found
+
+
+class WeaviateServer:
+    """A Weaviate of our own on loopback, which may be killed and started again on the same ports and data.
+
+    `settings` are environment variables on top of ours; `cluster` are the servers that form a cluster with it, itself among
+    them.
+    """
+
+    def __init__(self, binary: str, folder: Path, settings: Mapping[str, str] | None = None, *, name: str = "node1") -> None:
+        self.binary, self.folder, self.name = binary, folder, name
+        self.settings = dict(settings or {})
+        self.http, self.grpc, self.gossip, self.internal, self.profiling = free_ports(5)
+        [self.raft] = free_ports(1, adjacent=2)
+        self.cluster: Sequence[WeaviateServer] = [self]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = folder / "server.log"
+
+    @property
+    def url(self) -> str:
+        return f"weaviate://127.0.0.1:{self.http}?grpc={self.grpc}"
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it; `wait` until it is ready, which a node of a new cluster is only with the others."""
+        command = [self.binary, "--host", "127.0.0.1", "--port", str(self.http), "--scheme", "http"]
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, env=self._environment(), cwd=self.folder, stdout=output, stderr=subprocess.STDOUT
+            )
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        assert self.process is not None
+        wait_until_ready(f"http://127.0.0.1:{self.http}/v1/.well-known/ready", self.process, self.log)
+
+    def kill(self) -> None:
+        """As a power cut would: it writes nothing more."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process is None:
+            return
+        self.process.send_signal(how)
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def _environment(self) -> dict[str, str]:
+        others = [node for node in self.cluster if node is not self]
+        return {
             "PATH": os.environ.get("PATH", ""),
-            "HOME": folder,
-            "PERSISTENCE_DATA_PATH": folder,
+            "HOME": str(self.folder),
+            "PERSISTENCE_DATA_PATH": str(self.folder / "data"),
             "AUTHENTICATION_ANONYMOUS_ACCESS_ENABLED": "true",
             "DISABLE_TELEMETRY": "true",
             "LIMIT_RESOURCES": "false",
             "LOG_LEVEL": "error",
-            "GO_PROFILING_PORT": str(pprof),
-            "GRPC_PORT": str(grpc),
-            "CLUSTER_HOSTNAME": "node1",
+            "GO_PROFILING_PORT": str(self.profiling),
+            "GRPC_PORT": str(self.grpc),
+            "CLUSTER_HOSTNAME": self.name,
+            "CLUSTER_IN_LOCALHOST": "true",  # nodes are told apart by port
             "CLUSTER_BIND_ADDRESS": "127.0.0.1",
             "CLUSTER_ADVERTISE_ADDR": "127.0.0.1",
-            "CLUSTER_GOSSIP_BIND_PORT": str(gossip),
-            "CLUSTER_DATA_BIND_PORT": str(data),
-            "RAFT_PORT": str(raft),
-            "RAFT_INTERNAL_RPC_PORT": str(raft_rpc),
-            "RAFT_BOOTSTRAP_EXPECT": "1",
+            "CLUSTER_GOSSIP_BIND_PORT": str(self.gossip),
+            "CLUSTER_DATA_BIND_PORT": str(self.internal),
+            **({"CLUSTER_JOIN": ",".join(f"127.0.0.1:{node.gossip}" for node in others)} if others else {}),
+            "RAFT_PORT": str(self.raft),
+            "RAFT_INTERNAL_RPC_PORT": str(self.raft + 1),  # where the nodes of one host look for it
+            "RAFT_JOIN": ",".join(f"{node.name}:{node.raft}" for node in self.cluster),
+            "RAFT_BOOTSTRAP_EXPECT": str(len(self.cluster)),
             "RAFT_HEARTBEAT_TIMEOUT": "1",  # a node alone elects itself, and need not wait long for others
             "RAFT_ELECTION_TIMEOUT": "1",
-            **(settings or {}),
+            **self.settings,
         }
-        log = Path(folder, "server.log")
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [binary, "--host", "127.0.0.1", "--port", str(http), "--scheme", "http"],
-                env=environment,
-                cwd=folder,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+
+
+@contextmanager
+def weaviate_server(binary: str, settings: Mapping[str, str] | None = None) -> Iterator[WeaviateServer]:
+    """A started server with an empty data folder; stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="footnote-weaviate-") as folder:
+        server = WeaviateServer(binary, Path(folder), settings)
         try:
-            wait_until_ready(f"http://127.0.0.1:{http}/v1/.well-known/ready", process, log)
-            yield f"weaviate://127.0.0.1:{http}?grpc={grpc}"
+            server.start()
+            yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            server.stop()
+
+
+@contextmanager
+def running_weaviate(binary: str, settings: Mapping[str, str] | None = None) -> Iterator[str]:
+    """`weaviate_server` for those who need only its URL."""
+    with weaviate_server(binary, settings) as server:
+        yield server.url
+
+
+@contextmanager
+def weaviate_cluster(binary: str, count: int, settings: Mapping[str, str] | None = None) -> Iterator[list[WeaviateServer]]:
+    """Servers that form one cluster."""
+    with tempfile.TemporaryDirectory(prefix="footnote-weaviate-") as folder:
+        nodes = []
+        for number in range(count):
+            home = Path(folder, f"node{number}")
+            home.mkdir()
+            nodes.append(WeaviateServer(binary, home, settings, name=f"node{number}"))
+        try:
+            for node in nodes:
+                node.cluster = nodes
+                node.start(wait=False)
+            for node in nodes:
+                node.wait()
+            yield nodes
+        finally:
+            for node in nodes:
+                node.kill()
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT
-    with httpx.Client(trust_env=False, timeout=2) as client:
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                break
-            try:
-                if client.get(url).status_code == httpx.codes.OK:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
+    direct = build_opener(ProxyHandler({}))
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with direct.open(url, timeout=2):
+                return
+        except HTTPError as exc:
+            exc.close()
+        except (OSError, HTTPException):
+            pass
+        time.sleep(0.1)
     pytest.fail(f"the server did not become ready at {url}: {log.read_text(errors='replace')[-2000:]}")
 
 

@@ -71,6 +71,9 @@ class VectorStore(Inventory, Protocol):
     async def ping(self) -> str:
         """Name and version of the store; raises `StoreUnavailable` with the cure if it is not there."""
 
+    async def problems(self) -> list[str]:
+        """What its operator should mend in how the store is set up, each with its cure; usually nothing."""
+
     async def close(self) -> None:
         """Release connections and background work; idempotent."""
 
@@ -88,7 +91,8 @@ STORES: Registry[VectorStore] = Registry(
 async def open_store(url: str, *, api_key: str | None = None) -> VectorStore:
     """Open a store by URL: `lance:/folder`, `weaviate://host:8080?grpc=50051`, `weaviates://host`.
 
-    Raises `ConfigurationError` for an unknown scheme or a malformed URL and `StoreUnavailable` if nothing answers there.
+    A server need not be there yet: it is found as soon as it answers, and until then the methods raise `StoreUnavailable`.
+    Raises `ConfigurationError` for an unknown scheme or a malformed URL, and `StoreRejected` for what waiting does not mend.
     """
     opener = STORES.load(url.partition(":")[0])
     store: VectorStore = await opener(url, api_key=api_key)

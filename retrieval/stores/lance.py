@@ -251,6 +251,9 @@ class LanceStore:
                 raise StoreUnavailable(f"LanceDB's folder {self.folder} is missing or not writable; create it or set another")
         return f"LanceDB {version('lancedb')}"
 
+    async def problems(self) -> list[str]:
+        return []
+
     async def close(self) -> None:
         await self._residents.close()
         for name in list(self._tidying):

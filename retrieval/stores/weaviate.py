@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from weaviate.classes.aggregate import Metrics
+from weaviate.classes.config import ConsistencyLevel
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter as Where
 from weaviate.classes.query import MetadataQuery, Sort
@@ -32,10 +33,12 @@ from weaviate.exceptions import (
 )
 
 from retrieval.digest import Digest
-from retrieval.errors import FootnoteError, StoreRejected, StoreUnavailable
+from retrieval.errors import FootnoteError, StoreIndexMissing, StoreRejected, StoreUnavailable
 from retrieval.stores.filters import Node, kind_of_column, metadata_columns, resolve, wanted_columns
 from retrieval.stores.rows import Scores, check_dimension, check_vector, check_vectors, cosines, place_name, ranked
-from retrieval.stores.weaviate_connection import SEARCH_SECONDS, WRITE_SECONDS, Connection, IndexMissing, is_missing
+from retrieval.stores.weaviate_address import parse_address
+from retrieval.stores.weaviate_connection import SEARCH_SECONDS, WRITE_SECONDS, Connection, Session
+from retrieval.stores.weaviate_errors import CURES, IndexMissing, is_missing, kind_of
 from retrieval.stores.weaviate_schema import (
     CHUNK_FIELDS,
     INDEX_RECORD,
@@ -59,6 +62,7 @@ from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Holding, In
 T = TypeVar("T")
 
 ALIAS = "Footnote"
+CLASSES = ("Footnote_", "FootnoteLive_")
 BM25_FACTOR = 2.2
 """k1 + 1, which Weaviate leaves out of its scores."""
 MOST_RESULTS = 10_000
@@ -78,12 +82,17 @@ DOCUMENTS_AT_ONCE = 100
 
 
 async def open_weaviate(url: str, *, api_key: str | None = None) -> WeaviateStore:
-    """Connect to `weaviate://host:8080?grpc=50051`, or `weaviates://host` with TLS.
+    """The store at `weaviate://host:8080?grpc=50051`, which need not be there yet: it is found as soon as it answers.
 
-    `ConfigurationError` for a malformed URL, `StoreUnavailable` if nothing answers, `StoreRejected` for a wrong key.
+    `ConfigurationError` for a malformed URL, `StoreRejected` for what waiting does not mend: a wrong key, a version too old.
     """
-    store = WeaviateStore(Connection(url, api_key))
-    await store.ping()
+    store = WeaviateStore(Connection(parse_address(url), api_key))
+    try:
+        with suppress(StoreUnavailable):
+            await store.ping()
+    except FootnoteError:
+        await store.close()
+        raise
     return store
 
 
@@ -103,21 +112,37 @@ class WeaviateStore:
         self._seen: dict[tuple[str, str], tuple[str | None, float]] = {}
 
     async def create(self, index: Index) -> None:
-        async with self._connection.client(WRITE_SECONDS) as client:
-            for name, settings in ((chunk_class(index), chunk_class_settings()), (live_class(index), live_class_settings())):
-                if not await client.collections.exists(name):
-                    await tolerating_twins(client.collections.create(name, **settings))
-                await client.collections.use(name).tenants.create([Tenant(name=place_name(index))])
-            live = client.collections.use(live_class(index)).with_tenant(place_name(index))
-            record: Any = await live.query.fetch_object_by_id(INDEX_RECORD)
-            if record is None:
-                properties = {"chunks": 0, "dimension": index.dimension}
-                await tolerating_twins(live.data.insert(properties, uuid=INDEX_RECORD))
-            else:
-                check_dimension(index, int(record.properties["dimension"]))
+        # Asked before each write of a document, so what is there already costs two small requests.
+        if await self._is_whole(index):
+            return
+        replicas = self._connection.address.replicas
+        async with self._connection.session(WRITE_SECONDS) as session:
+            classes = session.client.collections
+            for name, settings in ((chunk_class(index), chunk_class_settings), (live_class(index), live_class_settings)):
+                if not await classes.exists(name):
+                    await tolerating_twins(classes.create(name, **settings(replicas)))
+                await classes.use(name).tenants.create([Tenant(name=place_name(index))])
+        # Last, for it says that all the rest is there.
+        properties = {"chunks": 0, "dimension": index.dimension}
+        async with self._writing(live_class(index), index) as live:
+            await tolerating_twins(live.data.insert(properties, uuid=INDEX_RECORD))
+
+    async def _is_whole(self, index: Index) -> bool:
+        """Whether the index has all its parts. `DimensionMismatch` if it was made for other vectors."""
+        try:
+            async with self._tenant(live_class(index), index) as live:
+                record = await live.query.fetch_object_by_id(INDEX_RECORD)
+            async with self._connection.session() as session:
+                chunks = await session.client.collections.use(chunk_class(index)).tenants.exists(place_name(index))
+        except IndexMissing:
+            return False
+        if record is not None:
+            check_dimension(index, int(record.properties["dimension"]))
+        return record is not None and bool(chunks)
 
     async def drop(self, index: Index) -> None:
-        async with self._connection.client(WRITE_SECONDS) as client:
+        async with self._connection.session(WRITE_SECONDS) as session:
+            client = session.client
             # The markers go first: without them nothing is visible, so a half-done drop reads as empty.
             for name in (live_class(index), chunk_class(index)):
                 if await client.collections.exists(name):
@@ -131,7 +156,8 @@ class WeaviateStore:
 
     async def publish(self, index: Index) -> None:
         target = chunk_class(index)
-        async with self._connection.client(WRITE_SECONDS) as client:
+        async with self._connection.session(WRITE_SECONDS) as session:
+            client = session.client
             if not await client.collections.exists(target):
                 raise StoreRejected(f"the class {target} does not exist; create the index before publishing it")
             alias = await client.alias.get(alias_name=ALIAS)
@@ -146,7 +172,7 @@ class WeaviateStore:
         if not documents:
             return
         try:
-            before = await self._markers(index, documents)
+            before = await self._markers(index, documents, newest=True)
             version = new_version()
             await self._write(index, documents, version)
             await self._switch(index, documents, version)
@@ -154,7 +180,7 @@ class WeaviateStore:
         except IndexMissing as exc:
             if any(documents.values()):
                 name = place_name(index)
-                raise StoreRejected(f"the index {name} does not exist; create it before writing to it") from exc
+                raise StoreIndexMissing(f"the index {name} does not exist; create it before writing to it") from exc
 
     async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> list[Candidate]:
         check_vector(index, vector)
@@ -210,37 +236,31 @@ class WeaviateStore:
         return [each.chunk for each in found]
 
     async def count(self, index: Index, document_id: str | None = None) -> int:
-        try:
-            if document_id is not None:
-                marker = (await self._markers(index, [document_id]))[document_id]
-                return marker.chunks if marker else 0
-            async with self._tenant(live_class(index), index) as live:
-                total = await live.aggregate.over_all(return_metrics=Metrics("chunks").integer(sum_=True))
-                return int(total.properties["chunks"].sum_ or 0) if "chunks" in total.properties else 0
-        except IndexMissing:
-            return 0
+        return await self._read(lambda: self._count(index, document_id), missing=0)
+
+    async def _count(self, index: Index, document_id: str | None) -> int:
+        if document_id is not None:
+            marker = (await self._markers(index, [document_id]))[document_id]
+            return marker.chunks if marker else 0
+        async with self._tenant(live_class(index), index) as live:
+            total = await live.aggregate.over_all(return_metrics=Metrics("chunks").integer(sum_=True))
+            return int(total.properties["chunks"].sum_ or 0) if "chunks" in total.properties else 0
 
     async def size(self, index: Index) -> int:
-        try:
+        async def objects() -> int:
             async with self._tenant(chunk_class(index), index) as chunks:
                 return int((await chunks.aggregate.over_all(total_count=True)).total_count or 0)
-        except IndexMissing:
-            return 0
+
+        return await self._read(objects, missing=0)
 
     async def documents(self, index: Index) -> AsyncIterator[set[str]]:
         after = None
         while True:
-            try:
-                async with self._tenant(chunk_class(index), index) as chunks:
-                    answer = await chunks.query.fetch_objects(
-                        limit=OBJECTS_AT_ONCE, after=after, return_properties=["document_id"]
-                    )
-            except IndexMissing:
+            page = await self._page(index, after=after, return_properties=["document_id"])
+            if not page:
                 return
-            if not answer.objects:
-                return
-            yield {unframed(item.properties["document_id"]) for item in answer.objects if item.properties.get("document_id")}
-            after = answer.objects[-1].uuid
+            yield {unframed(item.properties["document_id"]) for item in page if item.properties.get("document_id")}
+            after = page[-1].uuid
 
     async def holdings(self, index: Index, document_ids: Sequence[str]) -> dict[str, Holding]:
         held: dict[str, Holding] = {}
@@ -256,38 +276,78 @@ class WeaviateStore:
                 await self._remove(index, Where.by_id().contains_any(uuids))
 
     async def ping(self) -> str:
-        async with self._connection.client() as client:
-            return f"Weaviate {(await client.get_meta())['version']}"
+        async with self._connection.session() as session:
+            return f"Weaviate {(await session.client.get_meta())['version']}"
+
+    async def problems(self) -> list[str]:
+        found = []
+        async with self._connection.session() as session:
+            classes = await session.client.collections.list_all(simple=False)
+        wanted = self._connection.address.replicas
+        ours = {name: each.replication_config.factor for name, each in classes.items() if name.startswith(CLASSES)}
+        others = {name: factor for name, factor in ours.items() if wanted is not None and factor != wanted}
+        if others:
+            name, factor = min(others.items())
+            found.append(
+                f"{len(others)} classes do not keep replicas={wanted} copies (first {name}, which keeps {factor}): "
+                "Weaviate keeps what a class was made with, so set replicas to that, or change the class by its replication API"
+            )
+        return found + await self._connection.silent()
 
     async def close(self) -> None:
         await self._connection.close()
 
     @asynccontextmanager
-    async def _tenant(self, name: str, index: Index, seconds: float = SEARCH_SECONDS) -> AsyncIterator[Any]:
-        """The part of a class that belongs to an index."""
-        async with self._connection.client(seconds) as client:
-            yield client.collections.use(name).with_tenant(place_name(index))
+    async def _tenant(self, name: str, index: Index) -> AsyncIterator[Any]:
+        """The part of a class that belongs to an index, to read from.
+
+        Read from one copy, whatever the level of writes: Weaviate searches one copy at any level, and what one copy holds fits
+        together, which a mixture of two that differ does not (docs/decisions/0009).
+        """
+        async with self._connection.session(SEARCH_SECONDS) as session:
+            yield part(session, name, index, ConsistencyLevel.ONE)
+
+    @asynccontextmanager
+    async def _writing(self, name: str, index: Index) -> AsyncIterator[Any]:
+        """The same to write to, or to read what a write builds on."""
+        async with self._connection.session(WRITE_SECONDS) as session:
+            yield part(session, name, index, self._connection.address.consistency)
 
     async def _search(
         self, index: Index, limit: int, filter_: Filter | None, ask: Callable[[Any, Any, int], Awaitable[Any]]
     ) -> list[Found]:
         """What `ask(query, where, limit)` finds, as far as it is visible; nothing if the index does not exist."""
-        if limit <= 0:
+        return await self._read(lambda: self._search_once(index, limit, filter_, ask), missing=[]) if limit > 0 else []
+
+    async def _search_once(
+        self, index: Index, limit: int, filter_: Filter | None, ask: Callable[[Any, Any, int], Awaitable[Any]]
+    ) -> list[Found]:
+        node = True if filter_ is None else await self._resolved(index, filter_)
+        if node is False:
             return []
+        where = None if node is True else to_where(node)
+
+        async def found(most: int) -> list[Found]:
+            async with self._tenant(chunk_class(index), index) as chunks:
+                answer = await ask(chunks.query, where, most)
+            return [to_found(item) for item in answer.objects]
+
+        return await self._visible(index, found, limit)
+
+    async def _read(self, ask: Callable[[], Awaitable[T]], missing: T) -> T:
+        """What `ask` gives, `missing` if the index does not exist.
+
+        Asked once more if the node went away meanwhile, since a new connection may work at once; and if there seemed to be
+        no index, since a server that starts knows of none: an empty answer would pass for "nothing was found".
+        """
         try:
-            node = True if filter_ is None else await self._resolved(index, filter_)
-            if node is False:
-                return []
-            where = None if node is True else to_where(node)
-
-            async def found(most: int) -> list[Found]:
-                async with self._tenant(chunk_class(index), index) as chunks:
-                    answer = await ask(chunks.query, where, most)
-                return [to_found(item) for item in answer.objects]
-
-            return await self._visible(index, found, limit)
+            return await self._connection.asked_again(ask)
         except IndexMissing:
-            return []
+            await self._connection.require_ready()
+        try:
+            return await self._connection.asked_again(ask)
+        except IndexMissing:
+            return missing
 
     async def _visible(self, index: Index, search: Callable[[int], Awaitable[list[Found]]], limit: int) -> list[Found]:
         """The first `limit` visible chunks of a search, asked again while they are in doubt.
@@ -351,35 +411,34 @@ class WeaviateStore:
         mine = Where.by_property("document_id").contains_any([framed(each) for each in document_ids])
         where, by_id, is_full = mine, Sort.by_property("chunk_id"), True
         while is_full:
-            try:
-                async with self._tenant(chunk_class(index), index) as chunks:
-                    answer = await chunks.query.fetch_objects(
-                        limit=OBJECTS_AT_ONCE, filters=where, sort=by_id, include_vector=vectors
-                    )
-            except IndexMissing:
-                return
+            found = await self._page(index, filters=where, sort=by_id, include_vector=vectors)
             # Two writes of one chunk have the same id: the last id of a full page comes again with the next, whole.
-            is_full = len(answer.objects) == OBJECTS_AT_ONCE
-            last = answer.objects[-1].properties.get("chunk_id") if is_full else None
-            page = [item for item in answer.objects if not is_full or item.properties.get("chunk_id") != last]
+            is_full = len(found) == OBJECTS_AT_ONCE
+            last = found[-1].properties.get("chunk_id") if is_full else None
+            page = [item for item in found if not is_full or item.properties.get("chunk_id") != last]
             for item in page:
                 yield item
             if not page or last is None:
                 return
             where = mine & Where.by_property("chunk_id").greater_or_equal(last)
 
-    async def _markers_if_any(self, index: Index, document_ids: Sequence[str]) -> dict[str, Marker | None]:
-        try:
-            return await self._markers(index, document_ids)
-        except IndexMissing:
-            return dict.fromkeys(document_ids)
+    async def _page(self, index: Index, **query: Any) -> list[Any]:
+        async def objects() -> list[Any]:
+            async with self._tenant(chunk_class(index), index) as chunks:
+                return list((await chunks.query.fetch_objects(limit=OBJECTS_AT_ONCE, **query)).objects)
 
-    async def _markers(self, index: Index, document_ids: Iterable[str]) -> dict[str, Marker | None]:
-        """The marker of each document, None where it has none."""
+        return await self._read(objects, missing=[])
+
+    async def _markers_if_any(self, index: Index, document_ids: Sequence[str]) -> dict[str, Marker | None]:
+        return await self._read(lambda: self._markers(index, document_ids), missing=dict.fromkeys(document_ids))
+
+    async def _markers(self, index: Index, document_ids: Iterable[str], *, newest: bool = False) -> dict[str, Marker | None]:
+        """The marker of each document, None where it has none; the `newest` of its copies if a write builds on it."""
+        reading = self._writing if newest else self._tenant
         ids = {marker_uuid(each): each for each in document_ids}
         markers: dict[str, Marker | None] = dict.fromkeys(ids.values())
         for group in grouped(list(ids), MARKERS_AT_ONCE):
-            async with self._tenant(live_class(index), index) as live:
+            async with reading(live_class(index), index) as live:
                 answer = await live.query.fetch_objects_by_ids(group, limit=len(group))
             for item in answer.objects:
                 markers[ids[item.uuid]] = Marker(item.properties["live"], int(item.properties["chunks"]))
@@ -393,9 +452,12 @@ class WeaviateStore:
         await self._add_columns(index, {name for row in rows for name in metadata_columns(row.chunk.metadata)})
         written = Where.by_property("version").equal(framed(version))
         try:
-            for batch in batches([to_object(row, version) for row in rows]):
-                await self._insert(chunk_class(index), index, batch)
-            async with self._tenant(chunk_class(index), index, WRITE_SECONDS) as chunks:
+            objects = [to_object(row, version) for row in rows]
+            await self._insert(chunk_class(index), index, objects)
+            # Weaviate 1.39 writes out the log of its vector index before a batch's own vectors are in it: killed now, it would
+            # never find them again. The next write of any kind takes them along; an unchanged object is the cheapest.
+            await self._insert(chunk_class(index), index, objects[-1:])
+            async with self._writing(chunk_class(index), index) as chunks:
                 stored = (await chunks.aggregate.over_all(filters=written, total_count=True)).total_count
             if stored != len(rows):
                 raise StoreUnavailable(f"Weaviate stored {stored} of {len(rows)} chunks and reported no error; retry")
@@ -411,11 +473,10 @@ class WeaviateStore:
             for document_id, rows in documents.items()
             if rows
         ]
-        for batch in batches(markers):
-            await self._insert(live_class(index), index, batch)
+        await self._insert(live_class(index), index, markers)
         gone = [marker_uuid(document_id) for document_id, rows in documents.items() if not rows]
         for group in grouped(gone, MARKERS_AT_ONCE):
-            async with self._tenant(live_class(index), index, WRITE_SECONDS) as live:
+            async with self._writing(live_class(index), index) as live:
                 raise_for_failed(await live.data.delete_many(where=Where.by_id().contains_any(group)))
 
     async def _remove_old(self, index: Index, before: Mapping[str, Marker | None]) -> None:
@@ -437,25 +498,32 @@ class WeaviateStore:
         """Delete all chunks that match; one call of Weaviate's deletes a bounded number."""
         matches = MOST_RESULTS
         while matches >= MOST_RESULTS:
-            async with self._tenant(chunk_class(index), index, WRITE_SECONDS) as chunks:
+            async with self._writing(chunk_class(index), index) as chunks:
                 deleted = await chunks.data.delete_many(where=where)
             raise_for_failed(deleted)
             matches = deleted.matches
 
-    async def _insert(self, name: str, index: Index, objects: list[DataObject[Any, Any]]) -> None:
-        """Store objects and read the result of each; those that failed are tried again."""
+    async def _insert(self, name: str, index: Index, objects: Sequence[DataObject[Any, Any]]) -> None:
+        """Store objects in batches, and read the result of each; those that failed are tried again."""
+        async with self._connection.session(WRITE_SECONDS) as session:
+            most = session.message_bytes
+        for batch in batches(objects, most):
+            await self._insert_batch(name, index, batch)
+
+    async def _insert_batch(self, name: str, index: Index, objects: list[DataObject[Any, Any]]) -> None:
         pause = 0.1
         for attempt in range(1, INSERT_ATTEMPTS + 1):
-            async with self._tenant(name, index, WRITE_SECONDS) as part:
-                errors = await failures(part, objects)
+            async with self._writing(name, index) as part_:
+                errors = await failures(part_, objects)
             if not errors:
                 return
             message = next(iter(errors.values()))
-            if attempt < INSERT_ATTEMPTS:
-                await asyncio.sleep(pause)
-                pause *= 3
             objects = [objects[position] for position in errors]
-        raise StoreRejected(f"Weaviate refused {len(objects)} objects of {place_name(index)}: {message}")
+            kind = kind_of(message)
+            if attempt == INSERT_ATTEMPTS or kind not in {None, StoreUnavailable}:
+                raise refused(kind or StoreRejected, len(objects), index, message)
+            await asyncio.sleep(pause)
+            pause *= 3
 
     async def _resolved(self, index: Index, filter_: Filter) -> Node | bool:
         known = await self._columns(index) if wanted_columns(filter_) else set()
@@ -465,17 +533,21 @@ class WeaviateStore:
         """Give the class the properties that the metadata needs; another writer may add the same ones meanwhile."""
         missing = set(wanted) - await self._columns(index) if wanted else set()
         if missing:
-            async with self._connection.client(WRITE_SECONDS) as client:
-                config = client.collections.use(chunk_class(index)).config
+            async with self._connection.session(WRITE_SECONDS) as session:
+                config = session.client.collections.use(chunk_class(index)).config
                 for each in sorted(missing):
                     await tolerating_twins(config.add_property(column(kind_of_column(each), each)))
 
     async def _columns(self, index: Index) -> set[str]:
         """The properties of the class now. Asked each time (a few milliseconds): another process may have dropped the class
         and made it anew, and Weaviate would guess a type for a property that it does not know."""
-        async with self._connection.client() as client:
-            config = await client.collections.use(chunk_class(index)).config.get(simple=True)
+        async with self._connection.session() as session:
+            config = await session.client.collections.use(chunk_class(index)).config.get(simple=True)
         return {prop.name for prop in config.properties}
+
+
+def part(session: Session, name: str, index: Index, level: ConsistencyLevel) -> Any:
+    return session.client.collections.use(name).with_tenant(place_name(index)).with_consistency_level(level)
 
 
 def new_version() -> str:
@@ -521,6 +593,10 @@ async def failures(part: Any, objects: Sequence[DataObject[Any, Any]]) -> dict[i
             raise
         return dict.fromkeys(range(len(objects)), str(exc))
     return {position: error.message for position, error in result.errors.items()}
+
+
+def refused(kind: type[FootnoteError], count: int, index: Index, message: str) -> FootnoteError:
+    return kind(f"Weaviate refused {count} objects of {place_name(index)}: {CURES.get(kind, 'see its message')} ({message})")
 
 
 def raise_for_failed(deleted: Any) -> None:

@@ -1,111 +1,166 @@
-"""One long-lived connection to Weaviate, its deadlines, and its exceptions made ours."""
+"""The connection to Weaviate: opened when first needed, again after it was lost, and on another node where there are several.
+
+A client that was lost is closed only when nobody uses it any more: closing it under a running search would cancel that search.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
 
-import httpx
 import weaviate
-from grpc import StatusCode  # type: ignore[import-untyped]  # grpcio ships no types
-from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from weaviate.classes.init import AdditionalConfig, Auth, Timeout
-from weaviate.exceptions import (
-    AuthenticationFailedError,
-    InsufficientPermissionsError,
-    UnexpectedStatusCodeError,
-    WeaviateBaseError,
-    WeaviateClosedClientError,
-    WeaviateConnectionError,
-    WeaviateGRPCUnavailableError,
-    WeaviateRetryError,
-    WeaviateStartUpError,
-    WeaviateTimeoutError,
-)
+from weaviate.exceptions import WeaviateBaseError, WeaviateStartUpError
 
-from retrieval.errors import ConfigurationError, FootnoteError, StoreRejected, StoreUnavailable
+from retrieval.errors import FootnoteError, StoreGrpcUnavailable, StoreRejected, StoreTooOld, StoreUnavailable
+from retrieval.stores.weaviate_address import Address, Node
+from retrieval.stores.weaviate_errors import CAUGHT, broke_off, is_missing, timed_out, translated
+
+T = TypeVar("T")
 
 OLDEST = (1, 33)
 """The first Weaviate with a `Not` filter."""
 
 CONNECT_SECONDS = 5.0
+"""For one node: after one that swallows everything, another can answer within SEARCH_SECONDS."""
 SEARCH_SECONDS = 10.0
-WRITE_SECONDS = 120.0
+WRITE_SECONDS = 60.0
+WATCH_SECONDS = 0.5
+"""How often it is asked whether a node that lets us wait still listens."""
+LISTEN_SECONDS = 2.0
+REFUSED_SECONDS = 1.0
+"""For so long the last failure to connect answers for all, so that callers do not queue for the next one."""
+MESSAGE_BYTES = 10_000_000
+"""Largest message of a server that does not say how large one may be."""
 
-UNREACHABLE = (
-    WeaviateClosedClientError,
-    WeaviateConnectionError,
-    WeaviateGRPCUnavailableError,
-    WeaviateRetryError,
-    WeaviateStartUpError,
-)
-NO_SUCH_INDEX = ("tenant not found", "could not find class", "class not found")
-NO_KEY = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
+_UPGRADE = f"Footnote needs {OLDEST[0]}.{OLDEST[1]} or newer; upgrade it, one minor version after the other"
 
 
-class IndexMissing(Exception):
-    """The class or the tenant of an index does not exist: to a reader no error, for such an index reads as empty."""
+@dataclass(slots=True)
+class Session:
+    """An open client with those who use it now."""
+
+    node: Node
+    client: weaviate.WeaviateAsyncClient
+    message_bytes: int
+    """Largest message that the server takes."""
+    users: int = 0
+    lost: bool = False
 
 
 class Connection:
-    """A client that is opened when first needed, and again after it was lost."""
+    """One client at a time, to the first node that answers; it stays with that node as long as it answers."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
-        parts = urlsplit(url)
-        if parts.hostname is None:
-            raise ConfigurationError(f"{url!r} names no host; write weaviate://host:8080?grpc=50051")
-        self.secure = parts.scheme == "weaviates"
-        default = 443 if self.secure else 8080
-        try:
-            self.port = parts.port or default
-            self.grpc_port = int(parse_qs(parts.query).get("grpc", [str(443 if self.secure else 50051)])[0])
-        except ValueError as exc:
-            raise ConfigurationError(f"{url!r} has a port that is not a number; write weaviate://host:8080?grpc=50051") from exc
-        self.host = parts.hostname
-        self.name = f"{parts.scheme}://{self.host}:{self.port}?grpc={self.grpc_port}"
+    def __init__(self, address: Address, api_key: str | None) -> None:
+        self.address = address
         self._api_key = api_key
-        self._client: weaviate.WeaviateAsyncClient | None = None
+        self._session: Session | None = None
+        self._next = 0
+        """The node to try first."""
+        self._refused: tuple[float, FootnoteError] | None = None
         self._opening = asyncio.Lock()
         self._closed = False
 
     @asynccontextmanager
-    async def client(self, seconds: float = SEARCH_SECONDS) -> AsyncIterator[weaviate.WeaviateAsyncClient]:
-        """The client, for work that may take `seconds`; what it raises becomes ours, or `IndexMissing`.
-
-        The deadline is ours, for the client itself retries an unreachable server for a minute.
-        """
+    async def session(self, seconds: float = SEARCH_SECONDS) -> AsyncIterator[Session]:
+        """An open session for work that may take `seconds`; what the client raises becomes ours, or `IndexMissing`."""
+        session: Session | None = None
         try:
-            async with asyncio.timeout(seconds):
-                yield await self._open()
-        except (WeaviateBaseError, AioRpcError, TimeoutError) as exc:
-            ours = self._translated(exc)
-            if isinstance(ours, StoreUnavailable) and not isinstance(exc, WeaviateTimeoutError):
-                await self._forget()
-            raise ours from exc
+            async with asyncio.timeout(seconds) as deadline:
+                session = await self._open()
+                session.users += 1
+                watch = asyncio.create_task(_end_when_gone(session.node, deadline))
+                try:
+                    yield session
+                finally:
+                    watch.cancel()
+        except CAUGHT as exc:
+            if session is not None and await self._has_left(exc, session.node):
+                self._lose(session)
+            raise translated(exc, session.node if session else self.address.nodes[self._next]) from exc
+        finally:
+            if session is not None:
+                session.users -= 1
+                await self._close_unused(session)
+
+    async def asked_again(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask` gives, asked once more if its connection was lost meanwhile: a new one may work at once."""
+        before = self._session
+        try:
+            return await ask()
+        except StoreUnavailable:
+            if before is None or self._session is before:
+                raise
+        return await ask()
+
+    async def _has_left(self, exc: Exception, node: Node) -> bool:
+        """Whether the node broke off, or lets us wait while there is another or nobody listens."""
+        if timed_out(exc):
+            return len(self.address.nodes) > 1 or not await listens(node.grpc_host, node.grpc)
+        return broke_off(exc)
+
+    async def require_ready(self) -> None:
+        """Raises `StoreUnavailable` while the server starts: it answers then already, and knows no class."""
+        async with self.session() as session:
+            if not await session.client.is_ready():
+                raise StoreUnavailable(f"Weaviate at {session.node} is starting; retry in a moment")
+
+    async def silent(self) -> list[str]:
+        """What is wrong with each of several nodes."""
+        found = []
+        for node in self.address.nodes if len(self.address.nodes) > 1 else ():
+            try:
+                await (await self.connect(node)).client.close()
+            except FootnoteError as exc:
+                found.append(exc.message)
+        return found
 
     async def close(self) -> None:
         self._closed = True
-        await self._forget()
+        if self._session is not None:
+            session = self._session
+            self._lose(session)
+            await self._close_unused(session)
 
-    async def _open(self) -> weaviate.WeaviateAsyncClient:
+    async def _open(self) -> Session:
         async with self._opening:
             if self._closed:
                 raise StoreUnavailable("this store was closed; open it again")
-            if self._client is None:
-                self._client = await self._connect()
-            return self._client
+            if self._session is None:
+                if self._refused is not None and time.monotonic() - self._refused[0] < REFUSED_SECONDS:
+                    raise type(self._refused[1])(self._refused[1].message)
+                self._session = await self._connect_to_any()
+            return self._session
 
-    async def _connect(self) -> weaviate.WeaviateAsyncClient:
+    async def _connect_to_any(self) -> Session:
+        """The first node that answers, beginning after the one that was lost."""
+        nodes = self.address.nodes
+        errors: list[FootnoteError] = []
+        for step in range(len(nodes)):
+            position = (self._next + step) % len(nodes)
+            try:
+                session = await self.connect(nodes[position])
+            except FootnoteError as exc:
+                errors.append(exc)
+            else:
+                self._next, self._refused = position, None
+                return session
+        self._refused = time.monotonic(), _worst(errors)
+        raise self._refused[1]
+
+    async def connect(self, node: Node) -> Session:
+        """A session with this node, after a look at its version and its gRPC port."""
         client = weaviate.use_async_with_custom(
-            http_host=self.host,
-            http_port=self.port,
-            http_secure=self.secure,
-            grpc_host=self.host,
-            grpc_port=self.grpc_port,
-            grpc_secure=self.secure,
+            http_host=node.host,
+            http_port=node.http,
+            http_secure=node.secure,
+            grpc_host=node.grpc_host,
+            grpc_port=node.grpc,
+            grpc_secure=node.secure,
             auth_credentials=Auth.api_key(self._api_key) if self._api_key else None,
             additional_config=AdditionalConfig(
                 timeout=Timeout(init=CONNECT_SECONDS, query=SEARCH_SECONDS, insert=WRITE_SECONDS)
@@ -115,67 +170,90 @@ class Connection:
         opened = False
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await client.connect()
-                await self._check(client)
+                session = Session(node, client, await _looked_at(client, node))
             opened = True
+        except CAUGHT as exc:
+            ours = translated(exc, node)
+            raise ours if isinstance(ours, FootnoteError) else StoreRejected(f"what answers at {node} is no Weaviate") from exc
         finally:
             if not opened:
                 await client.close()
-        return client
+        return session
 
-    async def _check(self, client: weaviate.WeaviateAsyncClient) -> None:
-        """A server that is too old, or whose gRPC port does not answer, shows itself here and not in the first search."""
-        version = str((await client.get_meta())["version"])
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-            raise StoreRejected(f"Weaviate at {self.name} is {version}; Footnote needs {OLDEST[0]}.{OLDEST[1]} or newer")
-        try:
+    def _lose(self, session: Session) -> None:
+        session.lost = True
+        if self._session is session:
+            self._session = None
+            self._next = (self._next + 1) % len(self.address.nodes)
+
+    async def _close_unused(self, session: Session) -> None:
+        if session.lost and not session.users:
+            with suppress(*CAUGHT):
+                await session.client.close()
+
+
+async def listens(host: str, port: int) -> bool:
+    """Whether a connection to the port is accepted."""
+    try:
+        async with asyncio.timeout(LISTEN_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+async def _end_when_gone(node: Node, deadline: asyncio.Timeout) -> None:
+    """The client goes on asking an unreachable server for a minute: end that as soon as nobody listens there."""
+    gone = False
+    while not gone:
+        await asyncio.sleep(WATCH_SECONDS)
+        gone = not await listens(node.grpc_host, node.grpc)
+    deadline.reschedule(asyncio.get_running_loop().time())
+
+
+async def _looked_at(client: weaviate.WeaviateAsyncClient, node: Node) -> int:
+    """Connect, and find here and not in the first search a server that is too old, or a gRPC port that does not answer.
+
+    Gives the size of the largest message that it takes.
+    """
+    try:
+        await client.connect()
+    except WeaviateStartUpError as exc:
+        if "not supported" in str(exc):  # by the client, long before us
+            raise StoreTooOld(f"Weaviate at {node} is too old: {_UPGRADE} ({exc})") from exc
+        raise
+    meta = await client.get_meta()
+    version = str(meta["version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise StoreTooOld(f"Weaviate at {node} is {version}: {_UPGRADE}")
+    if not await client.is_ready():
+        raise StoreUnavailable(f"Weaviate at {node} is starting; retry in a moment")
+    if not await _speaks_grpc(client, node):
+        raise StoreGrpcUnavailable(
+            f"Weaviate at {node} answers by HTTP, and its gRPC port {node.grpc} does not: open that port to us "
+            "(publish 50051, let the proxy pass gRPC), or name the right one in FOOTNOTE_STORE_URL: ?grpc=PORT"
+        )
+    return int(meta.get("grpcMaxMessageSize", MESSAGE_BYTES))
+
+
+async def _speaks_grpc(client: weaviate.WeaviateAsyncClient, node: Node) -> bool:
+    if not await listens(node.grpc_host, node.grpc):
+        return False
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS / 2):
             await client.collections.use("FootnoteProbe").query.fetch_objects(limit=1)
-        except WeaviateBaseError as exc:
-            if not is_missing(exc):
-                raise
-
-    async def _forget(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
-
-    def _translated(self, exc: Exception) -> FootnoteError | IndexMissing:
-        if is_missing(exc):
-            return IndexMissing(str(exc))
-        status = exc.status_code if isinstance(exc, UnexpectedStatusCodeError) else 0
-        code = grpc_code(exc)
-        denied = (
-            isinstance(exc, AuthenticationFailedError | InsufficientPermissionsError) or status in {401, 403} or code in NO_KEY
-        )
-        if denied:
-            return StoreRejected(
-                f"Weaviate at {self.name} does not accept the API key; set the key that the server knows ({exc})"
-            )
-        if isinstance(exc, WeaviateTimeoutError | TimeoutError) or code == StatusCode.DEADLINE_EXCEEDED:
-            return StoreUnavailable(f"Weaviate did not answer in time {self._cure()}")
-        if isinstance(exc, UNREACHABLE) or code == StatusCode.UNAVAILABLE or status == 429 or status >= 500:
-            return StoreUnavailable(f"cannot reach Weaviate {self._cure()} ({exc})")
-        return StoreRejected(f"Weaviate at {self.name} refused the request: {exc}")
-
-    def _cure(self) -> str:
-        return (
-            f"at {self.name}: check that it runs (docker compose up weaviate), that the host and port are right, "
-            f"and that its gRPC port {self.grpc_port} is open too"
-        )
+    except TimeoutError:  # the client's own patience with what is no gRPC is longer
+        return False
+    except WeaviateBaseError as exc:
+        if not is_missing(exc):
+            raise
+    return True
 
 
-def is_missing(exc: Exception) -> bool:
-    if isinstance(exc, UnexpectedStatusCodeError) and exc.status_code == httpx.codes.NOT_FOUND:
-        return True
-    text = str(exc).lower()
-    return any(sign in text for sign in NO_SUCH_INDEX)
-
-
-def grpc_code(exc: BaseException) -> StatusCode | None:
-    """The status of the gRPC call behind an exception; the client keeps it only in the chain."""
-    current: Any = exc
-    while current is not None:
-        if isinstance(current, AioRpcError):
-            return current.code()
-        current = current.__cause__ or current.__context__
-    return None
+def _worst(errors: list[FootnoteError]) -> FootnoteError:
+    """The one error that speaks for all nodes: a refusal, which waiting does not mend, before silence."""
+    refusal = next((error for error in errors if not isinstance(error, StoreUnavailable)), None)
+    if refusal is not None or len(errors) == 1:
+        return refusal or errors[0]
+    return StoreUnavailable(f"none of {len(errors)} Weaviate nodes answers: " + "; ".join(error.message for error in errors))

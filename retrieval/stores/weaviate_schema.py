@@ -15,7 +15,15 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from weaviate.classes.config import Configure, DataType, Property, StopwordsPreset, Tokenization, VectorDistances
+from weaviate.classes.config import (
+    Configure,
+    DataType,
+    Property,
+    ReplicationDeletionStrategy,
+    StopwordsPreset,
+    Tokenization,
+    VectorDistances,
+)
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter as Where
 
@@ -25,13 +33,16 @@ from retrieval.types import Chunk, EmbeddedChunk, Index, Scalar, Vector
 
 BATCH_OBJECTS = 500
 BATCH_BYTES = 8_000_000
-"""Bounds of one gRPC message; the server's own limit is 100 MB, but a message is held in memory several times over."""
+"""Bounds of one gRPC message, where the server's own is not lower; a message is held in memory several times over."""
 
 CHUNK_FIELDS = ["text", "chunk", "version"]
 """The properties that make a chunk; the others are only searched."""
 
 INDEX_RECORD = UUID(bytes=hashlib.blake2b(b"index", digest_size=16).digest())
 """The object beside a tenant's markers that holds the dimension of the index."""
+
+MULTI_TENANCY = Configure.multi_tenancy(enabled=True, auto_tenant_activation=True)
+"""An operator may deactivate the tenants of idle collections, which frees their memory and files: the next use wakes them."""
 
 ADDED_TYPES = {"n": DataType.NUMBER, "b": DataType.BOOL, "s": DataType.TEXT, "l": DataType.TEXT_ARRAY}
 
@@ -52,8 +63,9 @@ def schema_name(schema: str) -> str:
     return f"{re.sub(r'[^0-9A-Za-z]', '_', schema)[:60]}_{digest}"
 
 
-def chunk_class_settings() -> dict[str, Any]:
+def chunk_class_settings(replicas: int | None) -> dict[str, Any]:
     return {
+        "replication_config": replication(replicas),
         "properties": [
             Property(name="text", data_type=DataType.TEXT, index_filterable=False, index_searchable=False),
             Property(name="chunk", data_type=DataType.TEXT, index_filterable=False, index_searchable=False),
@@ -72,20 +84,33 @@ def chunk_class_settings() -> dict[str, Any]:
             vector_index_config=Configure.VectorIndex.hnsw(distance_metric=VectorDistances.COSINE)
         ),
         "inverted_index_config": Configure.inverted_index(bm25_k1=1.2, bm25_b=0.75, stopwords_preset=StopwordsPreset.NONE),
-        "multi_tenancy_config": Configure.multi_tenancy(enabled=True),
+        "multi_tenancy_config": MULTI_TENANCY,
     }
 
 
-def live_class_settings() -> dict[str, Any]:
+def live_class_settings(replicas: int | None) -> dict[str, Any]:
     return {
+        "replication_config": replication(replicas),
         "properties": [
             Property(name="live", data_type=DataType.TEXT, index_filterable=False, index_searchable=False),
             Property(name="chunks", data_type=DataType.INT, index_filterable=True),
             Property(name="dimension", data_type=DataType.INT, index_filterable=False),
         ],
         "vector_config": Configure.Vectors.self_provided(vector_index_config=Configure.VectorIndex.none()),
-        "multi_tenancy_config": Configure.multi_tenancy(enabled=True),
+        "multi_tenancy_config": MULTI_TENANCY,
     }
+
+
+def replication(replicas: int | None) -> Any:
+    """So many copies of every object, None for as many as the server makes by itself.
+
+    A copy that missed writes is brought up to date in the background, and a deletion that it missed is not undone by it.
+    """
+    return Configure.replication(
+        factor=replicas,
+        async_enabled=True if replicas and replicas > 1 else None,
+        deletion_strategy=ReplicationDeletionStrategy.TIME_BASED_RESOLUTION,
+    )
 
 
 def column(kind: Kind, name: str) -> Property:
@@ -183,15 +208,16 @@ def sound_row(item: Any) -> EmbeddedChunk | None:
     return row if held == {name: value for name, value in wanted.items() if value not in ("", [])} else None
 
 
-def batches(objects: Sequence[DataObject[Any, Any]]) -> Iterator[list[DataObject[Any, Any]]]:
-    """Objects in groups that fit into one message."""
+def batches(objects: Sequence[DataObject[Any, Any]], message_bytes: int) -> Iterator[list[DataObject[Any, Any]]]:
+    """Objects in groups that fit into one message of the server's."""
+    most = min(BATCH_BYTES, message_bytes // 2)
     batch: list[DataObject[Any, Any]] = []
     size = 0
     for each in objects:
         weight = sum(4 * len(value) for value in each.properties.values() if isinstance(value, str)) + 4 * len(
             each.vector or ()
         )
-        if batch and (len(batch) == BATCH_OBJECTS or size + weight > BATCH_BYTES):
+        if batch and (len(batch) == BATCH_OBJECTS or size + weight > most):
             yield batch
             batch, size = [], 0
         batch.append(each)

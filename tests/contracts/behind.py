@@ -13,7 +13,7 @@ from weaviate.classes.query import Filter as Where
 
 from retrieval.stores.lance_import import lancedb
 from retrieval.stores.rows import place_name
-from retrieval.stores.weaviate_connection import Connection
+from retrieval.stores.weaviate_address import parse_address
 from retrieval.stores.weaviate_schema import chunk_class, framed, live_class, marker_uuid, unframed
 from retrieval.types import Index
 
@@ -56,13 +56,13 @@ class BehindLance:
 
 class BehindWeaviate:
     def __init__(self, url: str) -> None:
-        at = Connection(url, None)
+        [at] = parse_address(url).nodes
         self.client = weaviate.use_async_with_custom(
             http_host=at.host,
-            http_port=at.port,
+            http_port=at.http,
             http_secure=False,
-            grpc_host=at.host,
-            grpc_port=at.grpc_port,
+            grpc_host=at.grpc_host,
+            grpc_port=at.grpc,
             grpc_secure=False,
             skip_init_checks=True,
         )

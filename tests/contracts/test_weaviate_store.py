@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 
@@ -10,18 +9,17 @@ import pytest
 import weaviate
 
 from retrieval.digest import digest_of
-from retrieval.errors import ConfigurationError, StoreRejected, StoreUnavailable
+from retrieval.errors import StoreRejected
 from retrieval.stores import open_store
 from retrieval.stores.rows import place_name
 from retrieval.stores.weaviate import ABANDONED, version_at
-from retrieval.stores.weaviate_connection import Connection
+from retrieval.stores.weaviate_address import parse_address
 from retrieval.stores.weaviate_schema import chunk_class, live_class, to_object
 from retrieval.types import Holding
 from tests.contracts.behind import BehindWeaviate
 from tests.contracts.filter_contract import everything
-from tests.contracts.rows_for_tests import document, unit_vectors
+from tests.contracts.rows_for_tests import document
 from tests.contracts.store_contract import StoreContract, new_index
-from tests.services import free_ports, running_weaviate, weaviate_binary
 
 
 class TestWeaviateStore(StoreContract):
@@ -36,13 +34,13 @@ class TestWeaviateStore(StoreContract):
     @pytest.fixture
     async def client(self, weaviate_url):
         """A client of our own, to look behind the store."""
-        at = Connection(weaviate_url, None)
+        [at] = parse_address(weaviate_url).nodes
         client = weaviate.use_async_with_custom(
             http_host=at.host,
-            http_port=at.port,
+            http_port=at.http,
             http_secure=False,
             grpc_host=at.host,
-            grpc_port=at.grpc_port,
+            grpc_port=at.grpc,
             grpc_secure=False,
             skip_init_checks=True,
         )
@@ -92,6 +90,17 @@ class TestWeaviateStore(StoreContract):
         await store.replace(index, {"e": []})
         assert (await chunks.aggregate.over_all(total_count=True)).total_count == 5
 
+    async def test_an_idle_collection_may_be_deactivated_and_wakes_with_its_next_use(self, store, index, client):
+        await store.replace(index, {"d": document("d", 3)})
+        for name in (chunk_class(index), live_class(index)):
+            await client.collections.use(name).tenants.deactivate(place_name(index))
+        assert len(await everything(store, index)) == 3
+        for name in (chunk_class(index), live_class(index)):
+            await client.collections.use(name).tenants.deactivate(place_name(index))
+        await store.create(index)
+        await store.replace(index, {"e": document("e", 2)})
+        assert await store.count(index) == 5
+
     async def test_publish_points_the_alias_at_the_class(self, store, index, client):
         await store.publish(index)
         assert (await client.alias.get(alias_name="Footnote")).collection == chunk_class(index)
@@ -109,73 +118,3 @@ class TestWeaviateStore(StoreContract):
     async def test_publishing_what_was_never_created_is_refused(self, store):
         with pytest.raises(StoreRejected, match="create"):
             await store.publish(dataclasses.replace(new_index(), schema="nowhere"))
-
-
-@pytest.mark.parametrize("url", ["weaviate:", "weaviate://host:port", "weaviate://host?grpc=x"])
-async def test_a_malformed_url_is_refused(url):
-    with pytest.raises(ConfigurationError, match="weaviate://host:8080"):
-        await open_store(url)
-
-
-async def test_an_absent_server_is_named_with_the_cure():
-    http, grpc = free_ports(2)
-    with pytest.raises(
-        StoreUnavailable, match=rf"127.0.0.1:{http}\?grpc={grpc}.*docker compose up.*gRPC port {grpc}"
-    ) as caught:
-        await open_store(f"weaviate://127.0.0.1:{http}?grpc={grpc}")
-    assert caught.value.retryable
-
-
-async def test_a_wrong_grpc_port_shows_when_the_store_is_opened(weaviate_url):
-    (port,) = free_ports(1)
-    with pytest.raises(StoreUnavailable, match=f"gRPC port {port}"):
-        await open_store(f"{weaviate_url.partition('?')[0]}?grpc={port}")
-
-
-@pytest.fixture
-def binary():
-    return weaviate_binary() or pytest.skip("no Weaviate: put its binary on PATH as `weaviate`")
-
-
-async def test_a_wrong_key_is_told_from_an_absent_server(binary):
-    settings = {
-        "AUTHENTICATION_ANONYMOUS_ACCESS_ENABLED": "false",
-        "AUTHENTICATION_APIKEY_ENABLED": "true",
-        "AUTHENTICATION_APIKEY_ALLOWED_KEYS": "right",
-        "AUTHENTICATION_APIKEY_USERS": "footnote",
-    }
-    with running_weaviate(binary, settings) as url:
-        for key in ("wrong", None):
-            with pytest.raises(StoreRejected, match="API key"):
-                await open_store(url, api_key=key)
-        store = await open_store(url, api_key="right")
-        assert (await store.ping()).startswith("Weaviate ")
-        await store.close()
-
-
-async def test_a_server_that_comes_back_is_found_again(binary, tmp_path):
-    http, grpc = free_ports(2)
-    settings = {"PERSISTENCE_DATA_PATH": str(tmp_path / "data"), "GRPC_PORT": str(grpc)}
-    index = new_index()
-    with running_weaviate(binary, settings, http=http) as url:
-        store = await open_store(f"{url.partition('?')[0]}?grpc={grpc}")
-        await store.create(index)
-        await store.replace(index, {"d": document("d", 3)})
-    with pytest.raises(StoreUnavailable):
-        await store.count(index)
-    with running_weaviate(binary, settings, http=http):
-        assert await reached(store, index) == 3
-        assert len(await store.nearest(index, unit_vectors(1)[0], 5)) == 3
-        await store.close()
-    with pytest.raises(StoreUnavailable, match="closed"):
-        await store.count(index)
-
-
-async def reached(store, index) -> int:
-    """The count, once the server has opened its shards again."""
-    for _ in range(50):
-        try:
-            return await store.count(index)
-        except StoreUnavailable:
-            await asyncio.sleep(0.2)
-    return await store.count(index)
