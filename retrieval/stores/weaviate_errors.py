@@ -77,7 +77,7 @@ CURES: Mapping[type[FootnoteError], str] = {
     StoreLimitReached: (
         "a limit set by its operator is reached: raise MAXIMUM_ALLOWED_COLLECTIONS_COUNT, "
         "MAXIMUM_ALLOWED_TENANTS_PER_COLLECTION, MAXIMUM_ALLOWED_OBJECTS_COUNT, GRPC_MAX_MESSAGE_SIZE or the limit of its open "
-        "files (14 for each collection in use), as its message says, or delete collections"
+        "files (13 for each collection in use), as its message says, or delete collections"
     ),
     StoreForbidden: (
         "the API key lacks a permission: give its role all rights on collections, data, tenants and aliases of `Footnote*`"
