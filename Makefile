@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt lock clean
+.PHONY: help setup run test chaos check fmt lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,12 +12,15 @@ STAMP := $(VENV)/.footnote-setup
 PORT ?=
 ARGS ?=
 PYTHON ?=
+SEED ?= 1
+ROUNDS ?= 20
+DOCUMENTS ?= 500
 # On Linux the locked torch brings its CUDA libraries along, which is most of this.
 MIN_FREE_GB ?= $(if $(filter Linux,$(shell uname -s)),8,3)
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  (variables: PORT=, ARGS=, PYTHON=, MIN_FREE_GB=)'
+	@echo '  (variables: PORT=, ARGS=, PYTHON=, MIN_FREE_GB=, and of chaos SEED=, ROUNDS=, DOCUMENTS=)'
 
 setup: $(STAMP) ## Create or refresh .venv from requirements.lock (instant when nothing changed)
 	@:
@@ -55,6 +58,11 @@ run: setup ## Start the service, ingest data/samples, answer a first question, s
 
 test: setup ## Run the whole suite (ARGS= goes to pytest)
 	@exec $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Combinations and faults are chosen by name: make chaos ARGS="-k 'redis and postgres and worker'"
+chaos: setup ## Break an installation at random, many times, and count what was lost (SEED=, ROUNDS=, DOCUMENTS=)
+	@FOOTNOTE_TEST_CHAOS_SEED=$(SEED) FOOTNOTE_TEST_CHAOS_ROUNDS=$(ROUNDS) FOOTNOTE_TEST_CHAOS_DOCUMENTS=$(DOCUMENTS) \
+	  FOOTNOTE_TEST_CHAOS_REPORT=$(abspath chaos.tsv) $(BIN)/python -m pytest tests/chaos $(ARGS)
 
 check: setup ## Format, lint, types and import contracts, changing nothing
 	$(BIN)/ruff format --check .

@@ -74,7 +74,7 @@ class Server:
 @contextmanager
 def running_redis() -> Iterator[Server]:
     """A Redis that keeps what it was sent (append-only file)."""
-    _require(shutil.which("redis-server"), "redis-server")
+    require(shutil.which("redis-server"), "redis-server")
     with tempfile.TemporaryDirectory(prefix="footnote-redis-") as folder:
         [port] = free_ports(1)
         keep = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
@@ -90,7 +90,7 @@ def running_redis() -> Iterator[Server]:
 @contextmanager
 def running_rabbitmq() -> Iterator[Server]:
     """A RabbitMQ with a name server of its own, which lives on when it is killed, as the machine's would."""
-    _require(RABBITMQ.exists() and shutil.which("epmd"), "rabbitmq-server")
+    require(RABBITMQ.exists() and shutil.which("epmd"), "rabbitmq-server")
     with tempfile.TemporaryDirectory(prefix="footnote-rabbitmq-") as name, ExitStack() as stack:
         folder = Path(name)
         port, erlang, epmd = free_ports(3)
@@ -118,7 +118,7 @@ def running_rabbitmq() -> Iterator[Server]:
         yield server
 
 
-def _require(found: object, program: str) -> None:
+def require(found: object, program: str) -> None:
     if found:
         return
     if os.environ.get("CI"):
