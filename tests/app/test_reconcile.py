@@ -39,7 +39,7 @@ async def place(request, tmp_path) -> AsyncIterator[SimpleNamespace]:
     at = {} if request.param == "lance" else {"store_url": request.getfixturevalue("weaviate_url")}
     settings = Settings(data_dir=tmp_path, models_dir=MODELS, ocr_languages="eng", **at)
     behind = BehindLance(tmp_path / "lance") if request.param == "lance" else BehindWeaviate(at["store_url"])
-    async with open_client(None, lambda: settings) as client:
+    async with open_client(None, lambda: settings, begins=True) as client:
         service = client.http._transport.app.state.service
         collection = f"c-{secrets.token_hex(4)}"
         place = SimpleNamespace(client=client, service=service, collection=collection, behind=behind, kind=request.param)

@@ -6,7 +6,7 @@ import pytest
 
 from retrieval.digest import digest_of
 from retrieval.types import Holding
-from tests.contracts.rows_for_tests import document
+from tests.contracts.rows_for_tests import document, holding
 
 
 class InventoryContract:
@@ -14,7 +14,7 @@ class InventoryContract:
         rows = {f"d{n}": document(f"d{n}", 4 + n, seed=n, metadata={"year": 2020 + n, "tags": ("a", "")}) for n in range(3)}
         await store.replace(index, rows)
         held = await store.holdings(index, [*rows, "unknown"])
-        assert held == {**{i: Holding(len(each), digest_of(each)) for i, each in rows.items()}, "unknown": Holding()}
+        assert held == {**{i: holding(each) for i, each in rows.items()}, "unknown": Holding()}
         assert await store.size(index) == await store.count(index) == 15
         assert {i async for page in store.documents(index) for i in page} == set(rows)
 
@@ -29,14 +29,14 @@ class InventoryContract:
         await store.replace(index, {"d": document("d", 3)})
         newer = document("d", 5, version=2)
         await store.replace(index, {"d": newer})
-        assert await store.holdings(index, ["d"]) == {"d": Holding(5, digest_of(newer))}
+        assert await store.holdings(index, ["d"]) == {"d": holding(newer)}
         await store.replace(index, {"d": []})
         assert await store.holdings(index, ["d"]) == {"d": Holding()}
 
     async def test_a_document_of_many_pages_is_held_whole(self, store, index):
         rows = document("big", 2500)
         await store.replace(index, {"big": rows, "small": document("small", 1)})
-        assert (await store.holdings(index, ["small", "big"]))["big"] == Holding(2500, digest_of(rows))
+        assert (await store.holdings(index, ["small", "big"]))["big"] == holding(rows)
         assert {i async for page in store.documents(index) for i in page} == {"big", "small"}
 
     @pytest.mark.parametrize("field", ["text", "terms", "year", "vector"])
@@ -46,7 +46,7 @@ class InventoryContract:
         await behind.change(index, "d", field)
         held = await store.holdings(index, ["d", "e"])
         assert held["d"].digest != digest_of(rows)
-        assert held["e"] == Holding(2, digest_of(rows_of_e()))
+        assert held["e"] == holding(rows_of_e())
 
     async def test_what_was_removed_or_added_behind_our_back_shows(self, store, index, behind):
         await store.replace(index, {"d": document("d", 3), "e": rows_of_e()})
@@ -54,7 +54,7 @@ class InventoryContract:
         await behind.copy(index, "e", "stray")
         held = await store.holdings(index, ["d", "e", "stray"])
         assert held["d"].digest != digest_of(document("d", 3))
-        assert held["e"] == Holding(2, digest_of(rows_of_e()))
+        assert held["e"] == holding(rows_of_e())
         assert held["stray"].chunks == 2
         assert await store.size(index) == 6
         assert {i async for page in store.documents(index) for i in page} == {"d", "e", "stray"}
@@ -64,7 +64,7 @@ class InventoryContract:
     async def test_cleaning_leaves_what_is_visible(self, store, index):
         await store.replace(index, {"d": document("d", 3)})
         await store.clean(index, ["d", "unknown"])
-        assert await store.holdings(index, ["d"]) == {"d": Holding(3, digest_of(document("d", 3)))}
+        assert await store.holdings(index, ["d"]) == {"d": holding(document("d", 3))}
 
 
 def rows_of_e():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from retrieval.digest import digest_of
 from retrieval.types import (
     BUILT_IN_FIELDS,
     And,
@@ -17,6 +18,7 @@ from retrieval.types import (
     Compare,
     EmbeddedChunk,
     Filter,
+    Holding,
     Metadata,
     MetadataValue,
     Not,
@@ -83,6 +85,11 @@ def document(
         )
         for position in range(count)
     ]
+
+
+def holding(rows: Sequence[EmbeddedChunk], *, left_over: int = 0) -> Holding:
+    """What a store holds of a document that it holds whole."""
+    return Holding(len(rows), len(rows), digest_of(rows), left_over)
 
 
 def bm25(corpus: Sequence[str], question: Sequence[str], k1: float = 1.2, b: float = 0.75) -> list[float]:

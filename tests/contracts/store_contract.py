@@ -14,10 +14,10 @@ import pytest
 from retrieval.digest import digest_of
 from retrieval.errors import DimensionMismatch, StoreRejected
 from retrieval.stores import VectorStore
-from retrieval.types import Compare, EmbeddedChunk, Holding, Index
+from retrieval.types import Compare, EmbeddedChunk, Index
 from tests.contracts.filter_contract import FilterContract, everything
 from tests.contracts.inventory_contract import InventoryContract
-from tests.contracts.rows_for_tests import DIMENSION, bm25, document, embedded, ids, unit_vectors
+from tests.contracts.rows_for_tests import DIMENSION, bm25, document, embedded, holding, ids, unit_vectors
 
 OpenOne = Callable[[], Awaitable[VectorStore]]
 
@@ -198,8 +198,8 @@ class StoreContract(FilterContract, InventoryContract):
         assert scanned == row.chunk
         assert {key: type(value) for key, value in scanned.metadata.items()} == {k: type(v) for k, v in metadata.items()}
         assert await store.holdings(index, ["d", "e"]) == {
-            "d": Holding(1, digest_of([row])),
-            "e": Holding(1, digest_of([bare])),
+            "d": holding([row]),
+            "e": holding([bare]),
         }
 
     async def test_the_stored_vector_is_the_given_vector(self, store, index):
@@ -241,7 +241,7 @@ class StoreContract(FilterContract, InventoryContract):
             assert await everything(store, index, Compare(key, "eq", "v")) == [row.chunk.id]
             assert await everything(store, index, Compare(key, "exists", value=True)) == [row.chunk.id]
             held = await store.holdings(index, [row.chunk.document_id])
-            assert held == {row.chunk.document_id: Holding(1, digest_of([row]))}
+            assert held == {row.chunk.document_id: holding([row])}
 
     # Nearest
 

@@ -8,7 +8,6 @@ import time
 import pytest
 import weaviate
 
-from retrieval.digest import digest_of
 from retrieval.errors import StoreRejected
 from retrieval.stores import open_store
 from retrieval.stores.rows import place_name
@@ -18,7 +17,7 @@ from retrieval.stores.weaviate_schema import chunk_class, live_class, to_object
 from retrieval.types import Holding
 from tests.contracts.behind import BehindWeaviate
 from tests.contracts.filter_contract import everything
-from tests.contracts.rows_for_tests import document
+from tests.contracts.rows_for_tests import document, holding
 from tests.contracts.store_contract import StoreContract, new_index
 
 
@@ -71,11 +70,11 @@ class TestWeaviateStore(StoreContract):
         await store.replace(index, {"d": rows})
         await behind.copy(index, "d", "d", version_at(time.time() - ABANDONED - 60))
         await behind.copy(index, "d", "new", version_at(time.time()))
-        held = {"d": Holding(3, digest_of(rows), left_over=3), "new": Holding()}
+        held = {"d": holding(rows, left_over=3), "new": Holding()}
         assert await store.holdings(index, ["d", "new"]) == held
         assert await store.size(index) == 12
         await store.clean(index, ["d", "new"])
-        assert await store.holdings(index, ["d"]) == {"d": Holding(3, digest_of(rows))}
+        assert await store.holdings(index, ["d"]) == {"d": holding(rows)}
         assert await store.size(index) == 9
 
     async def test_a_document_without_its_marker_is_held_no_more(self, store, index, behind):
