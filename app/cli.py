@@ -480,7 +480,3 @@ class _Never(Exception):
     """Raised by nobody."""
 
     problem: dict[str, Any]
-
-
-if __name__ == "__main__":
-    main()

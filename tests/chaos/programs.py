@@ -84,7 +84,7 @@ def footnote(name: str, arguments: Sequence[str], folder: Path, settings: dict[s
     ours = {key: value for key, value in os.environ.items() if not key.startswith("FOOTNOTE_")}
     environment = {**ours, **{f"FOOTNOTE_{key.upper()}": value for key, value in settings.items()}}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    return Program(name, [sys.executable, "-m", "app.cli", *arguments], folder, environment, ready)
+    return Program(name, [sys.executable, "-m", "app", *arguments], folder, environment, ready)
 
 
 class EmbeddingServer:
