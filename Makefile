@@ -57,12 +57,12 @@ run: setup ## Start the service, ingest data/samples, answer a first question, s
 	@exec $(BIN)/footnote serve --demo $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: setup ## Run the whole suite (ARGS= goes to pytest)
-	@exec $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@exec $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Combinations and faults are chosen by name: make chaos ARGS="-k 'redis and postgres and worker'"
 chaos: setup ## Break an installation at random, many times, and count what was lost (SEED=, ROUNDS=, DOCUMENTS=)
 	@FOOTNOTE_TEST_CHAOS_SEED=$(SEED) FOOTNOTE_TEST_CHAOS_ROUNDS=$(ROUNDS) FOOTNOTE_TEST_CHAOS_DOCUMENTS=$(DOCUMENTS) \
-	  FOOTNOTE_TEST_CHAOS_REPORT=$(abspath chaos.tsv) $(BIN)/python -m pytest tests/chaos $(ARGS)
+	  FOOTNOTE_TEST_CHAOS_REPORT=$(abspath chaos.tsv) $(BIN)/python -m pytest tests/chaos tests/contracts/test_weaviate_cluster.py $(ARGS)
 
 check: setup ## Format, lint, types and import contracts, changing nothing
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ MAX_BUFFERED_MB = 64
 """Only files stream to disk; any other body is held in memory whole."""
 SHORT_BYTES = 64 * 1024
 """So little is read to its end, whatever the answer is."""
-LINGER_BYTES = 64 * MIB
+LINGER_BYTES = 32 * MIB
 LINGER_SECONDS = 2.0
 
 REGISTRY = CollectorRegistry()

@@ -12,6 +12,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.services import free_ports
+
 MIB = 2**20
 CORPORA = Path(__file__).parents[3] / "shared" / "corpora"
 HEIC = bytes(4) + b"ftypheic" + bytes(100)
@@ -36,8 +38,9 @@ def http(service):
 
 @pytest.fixture(scope="module")
 def small(serve):
-    """A service that takes files of 1 MiB and requests of 3 MiB."""
-    return serve(max_file_mb="1", max_request_mb="3", workers="0")
+    """A service that takes files of 1 MiB and requests of 3 MiB; embedding over HTTP, its memory is that of requests alone."""
+    url = f"http://127.0.0.1:{free_ports(1)[0]}/v1"  # where nothing answers, as nothing is asked
+    return serve(max_file_mb="1", max_request_mb="3", workers="0", embedder="openai:none", embedder_base_url=url)
 
 
 @pytest.fixture(scope="module")

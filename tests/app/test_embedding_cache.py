@@ -54,7 +54,7 @@ class Story:
 
 async def test_only_what_is_new_is_embedded(tmp_path):
     settings = Settings(data_dir=tmp_path, models_dir=MODELS, chunk_size=32)
-    async with open_client(None, lambda: settings, works=True) as client:
+    async with open_client(None, lambda: settings, works=True, begins=True) as client:
         story = Story(client)
         first = await story.upload("a.md", TEXT)
         chunks = first["chunks"]

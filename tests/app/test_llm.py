@@ -21,6 +21,7 @@ from app.answer import Answerer, Delta, Event, Found
 from app.llm import LLM, Message
 from app.llm.chat import ChatModel, FallbackChain, open_chat
 from app.llm.prompt import REFUSAL, Refusal, build_prompt
+from app.memory import Memory
 from app.schemas import Answer, Turn
 from app.settings import Settings
 from app.wiring import open_service
@@ -135,6 +136,7 @@ async def ask(service, model: LLM, question: str = QUESTION, history: Sequence[T
         generations=service.generations,
         store=service.store,
         models={"fake": model},
+        memory=Memory(0),
         default="fake",
     )
     events = [event async for event in answerer.answer("default", Query(question, mode="keyword"), history=history)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -30,6 +31,9 @@ def url(nodes: list[WeaviateServer], options: str = "replicas=3&consistency=quor
     return f"weaviate://{hosts}?grpc={','.join(str(node.grpc) for node in nodes)}&{options}"
 
 
+@pytest.mark.skipif(
+    not os.environ.get("FOOTNOTE_TEST_CHAOS_ROUNDS"), reason="takes two minutes, in which the nodes catch up: make chaos"
+)
 async def test_a_cluster_that_loses_a_node_while_loading_and_one_while_asking_loses_nothing(nodes):
     """The store talks to the first node that answers; that is the one which dies, both times."""
     store, reader, index = await open_store(url(nodes)), await open_store(url(nodes)), new_index()
