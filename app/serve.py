@@ -157,7 +157,7 @@ class Workers:
         while not self._stopping.is_set():
             for slot, child in enumerate(self._children):
                 if child is None:
-                    self._children[slot] = _start_worker()
+                    self._children[slot] = _started_worker()
                 elif child.poll() is not None:
                     log.warning("worker_died", code=child.returncode)
                     self._children[slot] = None
@@ -187,6 +187,15 @@ class Workers:
 
     def _alive(self) -> list[subprocess.Popen[bytes]]:
         return [child for child in self._children if child is not None and child.poll() is None]
+
+
+def _started_worker() -> subprocess.Popen[bytes] | None:
+    """None where the machine has no room for another process now: it is tried again."""
+    try:
+        return _start_worker()
+    except OSError as exc:
+        log.warning("worker_not_started", error=str(exc))
+        return None
 
 
 def _start_worker() -> subprocess.Popen[bytes]:

@@ -35,12 +35,13 @@ class Watch:
 
         Ends before the job does if the service stops. Raises `JobNotFound` if the job goes with its collection.
         """
+        [first] = await shown(service, [job])  # before the listener is noted: if this fails, nobody would take it away
         changed = asyncio.Event()
         self._listeners.setdefault(job.id, set()).add(changed)
-        self._latest.setdefault(job.id, (await shown(service, [job]))[0])
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look(service))
+        self._latest.setdefault(job.id, first)
         try:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look(service))
             told: JobOut | None = None
             while not self._closed:
                 if (state := self._latest[job.id]) is None:

@@ -232,6 +232,8 @@ class Catalog:
             if not result.rowcount:
                 raise CollectionNotFound(f"there is no collection {name!r}")
             ids = [generation.id for generation in gone]
+            # Jobs before documents, as those who claim and settle lock them.
+            await connection.execute(sa.delete(jobs).where(jobs.c.collection == name))
             blobs = set(
                 (await connection.execute(sa.select(documents.c.sha256).where(documents.c.collection == name))).scalars()
             )
@@ -245,7 +247,7 @@ class Catalog:
             await connection.execute(
                 sa.update(generations).where(generations.c.id.in_(ids)).values(state="retired", retired_at=time())
             )
-            for table in (documents, jobs, metadata_keys):
+            for table in (documents, metadata_keys):
                 await connection.execute(sa.delete(table).where(table.c.collection == name))
         return gone, sorted(blobs)
 
@@ -484,26 +486,9 @@ class Catalog:
         return list((await connection.execute(query.order_by(documents.c.id).limit(limit))).scalars())
 
     async def _collections(self, where: sa.ColumnElement[bool], *, limit: int) -> list[Collection]:
-        held = (
-            sa.select(
-                entries.c.generation_id, sa.func.count().label("documents"), sa.func.sum(entries.c.chunks).label("chunks")
-            )
-            .group_by(entries.c.generation_id)
-            .subquery()
-        )
-        counted = (
-            sa.select(
-                collections,
-                sa.func.coalesce(held.c.documents, 0).label("documents"),
-                sa.func.coalesce(held.c.chunks, 0).label("chunks"),
-            )
-            .select_from(collections.outerjoin(held, held.c.generation_id == collections.c.live_generation))
-            .where(where)
-            .order_by(collections.c.name)
-            .limit(limit)
-        )
         async with self.database.reading() as connection:
-            return [Collection(**row) for row in (await connection.execute(counted)).mappings()]
+            found = sa.select(collections, *_held()).where(where).order_by(collections.c.name).limit(limit)
+            return [Collection(**row) for row in (await connection.execute(found)).mappings()]
 
     async def _documents(self, where: sa.ColumnElement[bool], *, limit: int) -> list[Document]:
         joined = documents.outerjoin(collections, collections.c.name == documents.c.collection).outerjoin(
@@ -538,6 +523,14 @@ def _no_room(collection: str) -> str:
         f"the quota of collection {collection!r} has no room for it: delete documents, or raise the quota with "
         f"PATCH /collections/{collection}"
     )
+
+
+def _held() -> tuple[sa.Label[int], sa.Label[int]]:
+    """What the live index of a collection holds: counted for the collections that are asked for, and for no others."""
+    live = entries.c.generation_id == collections.c.live_generation
+    chunks = sa.select(sa.func.coalesce(sa.func.sum(entries.c.chunks), 0)).where(live)
+    documents = sa.select(sa.func.count()).select_from(entries).where(live)
+    return documents.scalar_subquery().label("documents"), chunks.scalar_subquery().label("chunks")
 
 
 def _no_document(document_id: str) -> DocumentNotFound:

@@ -193,7 +193,7 @@ class Jobs:
         return len(lost)
 
     async def _lose(self, connection: AsyncConnection, job: Job) -> None:
-        if job.attempts < self.max_attempts:
+        if job.attempts < self.max_attempts or job.kind == "delete":
             await self._requeue(connection, job)
             return
         error = {
@@ -201,8 +201,7 @@ class Jobs:
             "detail": f"its worker died or fell silent {self.max_attempts} times; the document may be what kills it",
             "retryable": True,
         }
-        await self._document_state(connection, job, "failed", error)
-        await self._end(connection, job, "dead", error)
+        await self._give_up(connection, job, "dead", error)
 
     async def renew(self, job: Job, *, stage: str, done: int, total: int | None, rate: float | None = None) -> None:
         """Prolong the lease and show progress; `rate` is of `done`, per second. Raises `LeaseLost`.
@@ -314,18 +313,16 @@ class Jobs:
 
         Waits 1, 2, 4, 8 ... seconds, at most 5 minutes, each shortened by up to half at random. Where the other side named
         a longer time, that is waited, and up to its own wait on top: all whom it told the same would come back at once.
+        A deletion is tried until it is done: whoever asked for it was told that nothing will be found.
         """
-        again = error["retryable"] and job.attempts < self.max_attempts
+        again = job.kind == "delete" or (error["retryable"] and job.attempts < self.max_attempts)
         async with self.database.writing() as connection:
             await self._require(connection, job)
             if again:
                 wait = _back_off(job.attempts, retry_after)
                 await self._requeue(connection, job, after=wait, stage="waiting", error=dict(error))
                 return "queued"
-            state = "dead" if error["retryable"] else "failed"
-            await self._document_state(connection, job, "failed", error)
-            await self._end(connection, job, state, error)
-        return state
+            return await self._give_up(connection, job, "dead" if error["retryable"] else "failed", error)
 
     async def release(
         self, job: Job, *, after: float = 0.0, stage: str = "queued", done: int = 0, total: int | None = None
@@ -477,6 +474,14 @@ class Jobs:
         hashes = [*(entry.text_key for entry in written), *(part.sha256 for part in parts)]
         await lock_blobs(self.database, connection, hashes)
 
+    async def _give_up(self, connection: AsyncConnection, job: Job, state: str, error: Mapping[str, Any]) -> str:
+        """End a job that is not tried again; gives its state. Of a version that was overtaken meanwhile nobody is told."""
+        if job.kind == "ingest" and (await connection.execute(sa.select(documents.c.id).where(_newest(job)))).first() is None:
+            state, error = "cancelled", SUPERSEDED
+        await self._document_state(connection, job, "failed", error)
+        await self._end(connection, job, state, error)
+        return state
+
     async def _document_state(
         self, connection: AsyncConnection, job: Job, status: str, error: Mapping[str, Any] | None
     ) -> None:
@@ -484,11 +489,8 @@ class Jobs:
             await note_unrepaired(connection, str(job.document_id), error)
         if job.kind != "ingest":
             return
-        current = sa.and_(
-            documents.c.id == job.document_id, documents.c.version == job.version, documents.c.status != "deleting"
-        )
         values = {"status": status, "error": dict(error) if error else None, "updated_at": self.clock()}
-        await connection.execute(sa.update(documents).where(current).values(**values))
+        await connection.execute(sa.update(documents).where(_newest(job)).values(**values))
 
     async def _write_entry(
         self, connection: AsyncConnection, document_id: str, entry: Entry, source: Mapping[str, Any]
@@ -513,6 +515,11 @@ def _back_off(attempt: int, retry_after: float | None) -> float:
     if retry_after is not None and retry_after > own:
         return min(LONGEST_WAIT, retry_after + random.uniform(0.0, own))  # noqa: S311
     return own * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def _newest(job: Job) -> sa.ColumnElement[bool]:
+    """True of the job's document while this is its newest version and stays."""
+    return sa.and_(documents.c.id == job.document_id, documents.c.version == job.version, documents.c.status != "deleting")
 
 
 def _rebuild_of(generation: Generation) -> sa.ColumnElement[bool]:

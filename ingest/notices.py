@@ -133,6 +133,9 @@ class Courier:
                 except FootnoteError as exc:
                     log.warning("notices_unreachable", code=exc.code, detail=exc.message)
                     sent = 0
+                except Exception:  # one notice that cannot be sent must not keep the others
+                    log.exception("courier_crashed")
+                    sent = 0
                 if not sent:
                     await asyncio.sleep(IDLE_SECONDS)
 
@@ -195,7 +198,7 @@ class Courier:
                 break
             asked = response.headers.get("retry-after", "")
             shown = " ".join(said.decode("utf-8", "replace").split())[:200]
-            return f"HTTP {response.status_code} {shown}".strip(), float(asked) if asked.isdigit() else 0.0
+            return f"HTTP {response.status_code} {shown}".strip(), float(asked) if asked.isascii() and asked.isdigit() else 0.0
 
     def _next_try(self, attempts: int, retry_after: float) -> float | None:
         if attempts > len(DELAYS_SECONDS):

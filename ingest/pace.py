@@ -27,7 +27,7 @@ class Pace:
     async def queued(self) -> int:
         """How many jobs wait that somebody asked for: what a re-index or a repair rebuilds must shut no door."""
         async with self.database.reading() as connection:
-            asked_for = sa.and_(jobs.c.state == "queued", jobs.c.kind != "rebuild")
+            asked_for = sa.and_(jobs.c.state == "queued", jobs.c.queue.in_(("delete", "ingest")))
             waiting = sa.select(sa.func.count()).select_from(jobs).where(asked_for)
             return int((await connection.execute(waiting)).scalar_one())
 

@@ -164,13 +164,10 @@ class Pipeline:
         Between its steps the job waits in the queue, so that it holds no worker while the documents are rebuilt.
         """
         generation = next((g for g in await self.catalog.generations(job.collection) if g.id == job.generation_id), None)
-        if generation is None or generation.state == "live":
+        if generation is None:
             await self.jobs.succeed(job)
             return
-        missing = await self.catalog.missing(generation, limit=500)
-        if not missing:
-            pinned = generation.embedder if generation.embedder != self.generations.default_spec else None
-            missing = await self.catalog.switch(generation, embedder=pinned)
+        missing = await self._missing(generation)
         if not missing:
             await self.store.create(generation.index)
             await self.store.publish(generation.index)
@@ -186,6 +183,15 @@ class Pipeline:
                 f"{count} could not be built anew (first {missing[0]}); the old index stays live, see the log"
             )
         await self.jobs.release(job, after=0.5, stage="rebuilding", done=states.get("succeeded", 0), total=sum(states.values()))
+
+    async def _missing(self, generation: Generation) -> list[str]:
+        """Documents that a generation lacks; if there are none, it is live afterwards, or was after a try that died then."""
+        if generation.state == "live":
+            return []
+        if missing := await self.catalog.missing(generation, limit=500):
+            return missing
+        pinned = generation.embedder if generation.embedder != self.generations.default_spec else None
+        return await self.catalog.switch(generation, embedder=pinned)
 
     async def housekeep(self) -> None:
         """Drop generations that no query reads any more, files that nobody finishes, and what old tokens covered."""

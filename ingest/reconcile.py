@@ -21,7 +21,7 @@ import structlog
 
 from ingest.catalog import Catalog
 from ingest.files import KINDS, Files
-from ingest.ledger import Drift, DriftKind, Ledger, Line, PassName
+from ingest.ledger import PASS_LEASE_SECONDS, Drift, DriftKind, Ledger, Line, PassName
 from ingest.records import Generation
 from retrieval.errors import FootnoteError
 from retrieval.stores import VectorStore
@@ -78,9 +78,10 @@ class Reconciler:
 
     async def pass_over_indexes(self) -> None:
         """Half of the time is spent waiting, so that queries and jobs go on beside it."""
+        renewed = monotonic()
         async for generation in self.live_generations():
+            began = monotonic()
             try:
-                began = monotonic()
                 async for comparison in self._due(generation):
                     mended = await self.repair(generation, comparison)
                     if not await self._note(comparison, mended):
@@ -89,6 +90,11 @@ class Reconciler:
                     began = monotonic()
             except FootnoteError as exc:
                 log.warning("not_compared", collection=generation.collection, code=exc.code, detail=exc.message)
+            await asyncio.sleep(monotonic() - began)
+            if monotonic() - renewed > PASS_LEASE_SECONDS / 4:
+                if not await self.ledger.note("indexes", self.name):
+                    return
+                renewed = monotonic()
 
     async def pass_over_files(self, *, older_than: float) -> int:
         """Remove files that nothing names and that were not written within `older_than` seconds; gives how many."""
@@ -161,8 +167,10 @@ class Reconciler:
         if time() - await self.ledger.last_compared(generation) > DAY:
             return True
         totals = await self.ledger.totals(generation)
+        if not totals.is_quiet:
+            return False
         held = {await self.store.count(generation.index), await self.store.size(generation.index)}
-        return totals.is_quiet and held != {totals.chunks}
+        return held != {totals.chunks}
 
     async def _compared(self, generation: Generation, lines: Sequence[Line]) -> Comparison:
         held = await self.store.holdings(generation.index, [line.document_id for line in lines])

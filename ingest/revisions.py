@@ -25,5 +25,7 @@ class RevisedStore:
 
     async def replace(self, index: Index, documents: Mapping[str, Sequence[EmbeddedChunk]]) -> None:
         """As `VectorStore.replace`."""
-        await self._store.replace(index, documents)
-        await self._catalog.revise(index.collection)
+        try:
+            await self._store.replace(index, documents)
+        finally:  # what was refused half-way may have been written all the same
+            await self._catalog.revise(index.collection)
