@@ -100,7 +100,8 @@ class Answerer:
             return Found((), collection, None)
         generation, embedder = live
         began = perf_counter()
-        key = (generation.id, generation.revision, generation.languages, query)
+        # As text: to Python True is 1 and 1 is 1.0, and to a filter they are not the same.
+        key = (generation.id, generation.revision, generation.languages, repr(query))
         known: Found | None = self.memory.get(key)
         if known is not None:
             return replace(known, timings_ms={"embed": 0.0, "search": (perf_counter() - began) * 1000})

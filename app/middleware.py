@@ -25,6 +25,7 @@ SHORT_BYTES = 64 * 1024
 """So little is read to its end, whatever the answer is."""
 LINGER_BYTES = 32 * MIB
 LINGER_SECONDS = 2.0
+METHODS = {"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"}
 
 REGISTRY = CollectorRegistry()
 REQUESTS = Counter(
@@ -138,8 +139,9 @@ class _Body:
 
 def _observe(scope: Scope, status: int, seconds: float) -> None:
     route = getattr(scope.get("route"), "path", "none")
-    REQUESTS.labels(scope["method"], route, status).inc()
-    SECONDS.labels(scope["method"], route).observe(seconds)
+    method = scope["method"] if scope["method"] in METHODS else "other"  # a caller may invent any number of them
+    REQUESTS.labels(method, route, status).inc()
+    SECONDS.labels(method, route).observe(seconds)
 
 
 async def _internal_error(send: Send, request_id: str) -> None:

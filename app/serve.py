@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ STOP_SECONDS = 5.0
 """What a worker gets to close its connections, beyond the time in which it drains."""
 HURRY_SECONDS = 2.0
 """What a worker gets to give its jobs back when it is told twice to stop."""
+MOST_FILES = 65_536
 PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger(__name__)
@@ -41,9 +43,11 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
 
     from app.main import create_app
 
+    _allow_many_connections()
     listener = _listen(settings)
     app = create_app(settings)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False)
+    drain = max(1, int(settings.drain_seconds))
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=drain, server_header=False)
     server = uvicorn.Server(config)
     # uvicorn's own handling ends the process by the signal, before our workers have stopped, and not with exit code 0.
     server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]
@@ -99,6 +103,14 @@ async def work(settings: Settings, *, queues: Sequence[str] = QUEUES, parent: in
 def _exit_after(seconds: float) -> None:
     time.sleep(seconds)
     os._exit(1)
+
+
+def _allow_many_connections() -> None:
+    """As many open files as the system lets us have: each answer that is streamed from a model holds two."""
+    with contextlib.suppress(OSError, ValueError):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _listen(settings: Settings) -> socket.socket:

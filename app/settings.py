@@ -109,7 +109,7 @@ class Settings(BaseModel):
     max_file_mb: int = Field(100, ge=1, description="largest single document")
     max_request_mb: int = Field(500, ge=1, description="largest request body")
     max_question_chars: int = Field(8000, ge=1, description="longest question")
-    max_queries: int = Field(64, ge=1, description="questions worked on at once; more wait")
+    max_queries: int = Field(64, ge=1, description="searches at once, for questions of all kinds; more wait")
     max_waiting_queries: int = Field(2000, ge=0, description="questions that may wait; more are answered 503 with Retry-After")
     max_query_seconds: float = Field(300, gt=0, description="longest time that one question may take, its wait included")
     max_queued_jobs: int = Field(20_000, ge=1, description="jobs that may wait; then uploads are answered 503 with Retry-After")
@@ -138,7 +138,9 @@ class Settings(BaseModel):
     job_max_attempts: int = Field(8, ge=1, description="tries before a job is dead")
     lease_seconds: float = Field(30, ge=1, description="time after which a silent worker's job goes to another")
     drain_seconds: float = Field(
-        20, ge=0, description="time that a worker which is told to stop gives its jobs to end; the rest is given back"
+        20,
+        ge=0,
+        description="time that running jobs and streamed answers get to end when told to stop; unfinished jobs are given back",
     )
 
     webhook_url: str | None = Field(

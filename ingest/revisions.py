@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,5 +28,5 @@ class RevisedStore:
         """As `VectorStore.replace`."""
         try:
             await self._store.replace(index, documents)
-        finally:  # what was refused half-way may have been written all the same
-            await self._catalog.revise(index.collection)
+        finally:  # what was refused or stopped half-way may have been written all the same
+            await asyncio.shield(self._catalog.revise(index.collection))

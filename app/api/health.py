@@ -19,7 +19,8 @@ from retrieval.errors import FootnoteError
 
 router = APIRouter(tags=["operations"])
 
-CHECK_SECONDS = 5.0
+CHECK_SECONDS = 3.0
+"""Less than a probe waits (`deploy/kubernetes/app.yaml`, docker-compose.yml), so that it hears the answer."""
 DISPENSABLE = {"broker"}
 """What the service does without for a while: jobs are found by looking into the catalog."""
 

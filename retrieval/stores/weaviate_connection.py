@@ -140,8 +140,9 @@ class Connection:
         """The first node that answers, beginning after the one that was lost."""
         nodes = self.address.nodes
         errors: list[FootnoteError] = []
-        for step in range(len(nodes)):
-            position = (self._next + step) % len(nodes)
+        for _ in nodes:
+            position = self._next
+            self._next = (position + 1) % len(nodes)  # also if the caller gives up first: the next one begins behind it
             try:
                 session = await self.connect(nodes[position])
             except FootnoteError as exc:

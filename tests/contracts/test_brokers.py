@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,8 +22,18 @@ from retrieval.errors import BrokerUnavailable, ConfigurationError
 from tests.brokers import running_rabbitmq, running_redis
 from tests.services import free_ports
 
+# pika leaves the sockets of a connection that failed to the garbage collector, which warns when it finds them.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 Open = Callable[[], Awaitable[Broker]]
 SERVERS = {"redis": "FOOTNOTE_TEST_REDIS_URL", "amqp": "FOOTNOTE_TEST_AMQP_URL"}
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """So that it finds them here and not in a test of something else."""
+    yield
+    gc.collect()
 
 
 def url_of(kind: str, folder: Path) -> str:
