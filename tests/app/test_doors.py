@@ -352,6 +352,24 @@ async def test_a_quiet_job_sends_heartbeats_and_a_listener_that_leaves_is_forgot
     await until(lambda: not inside.app.state.watch._listeners)
 
 
+async def test_a_listener_that_leaves_before_it_heard_anything_spoils_nothing_for_others(inside, monkeypatch):
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.02)
+    [job] = await claimed(inside, "a")
+    await ingest(inside, note("b"))
+    [left] = await inside.service.jobs.list_jobs(state="queued", limit=9)  # what one that waits will take is looked up
+    watch = inside.app.state.watch
+    leaving = asyncio.create_task(anext(watch.states(inside.service, left)))
+    await asyncio.sleep(0)  # it has begun to ask the catalog
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    heard: list[tuple[str, dict]] = []
+    listening = asyncio.create_task(listen(inside, job.id, heard))
+    await until(lambda: heard)
+    await inside.service.jobs.succeed(job)
+    await asyncio.wait_for(listening, 5)
+    assert heard[-1][0] == "done"
+
+
 async def test_streams_end_with_the_job_that_is_forgotten_and_with_the_service(inside, monkeypatch):
     monkeypatch.setattr(watching, "LOOK_SECONDS", 0.02)
     assert (await inside.http.get("/jobs/absent/events")).status_code == 404

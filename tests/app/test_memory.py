@@ -131,6 +131,20 @@ def test_an_answer_is_remembered_until_the_next_write_of_the_collection(http):
     assert gone["hits"] == []
 
 
+def test_a_filter_on_true_is_not_one_on_one(http):
+    collection = f"c-{secrets.token_hex(4)}"
+    for name, flag in (("yes.txt", True), ("one.txt", 1)):
+        note = {"name": name, "text": f"The mast in {name} is 41 metres high.", "metadata": {"flag": flag}}
+        http.post("/ingest", params={"wait": 60}, json={"documents": [note], "collection": collection}).raise_for_status()
+
+    def found(flag: bool | int) -> list[str]:
+        question = {"question": "How high is the mast?", "collection": collection, "filter": {"flag": flag}}
+        return [hit["document_name"] for hit in http.post("/search", json=question).raise_for_status().json()["hits"]]
+
+    assert found(True) == found(True) == ["yes.txt"]
+    assert found(1) == found(1) == ["one.txt"]
+
+
 def test_a_remembered_answer_streams_as_the_first_one_did(http):
     collection = f"c-{secrets.token_hex(4)}"
     ingest(http, collection, "The mast is 41 metres high.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -397,6 +398,52 @@ async def test_a_deleted_document_is_gone_and_its_name_is_free_at_once(db):
     with pytest.raises(DocumentNotFound):
         await db.catalog.document(document_id)
     assert (await db.catalog.document(again.id)).status == "queued"
+
+
+async def test_a_deletion_is_tried_until_it_is_done(db):
+    gen = await generation_of_new(db)
+    document_id = await ingested(db, upload(), gen)
+    await db.catalog.delete_document(document_id)
+    refused = {"code": "store_rejected", "detail": "no", "retryable": False}
+    for _ in range(5):  # more often than any other job
+        job = await db.jobs.claim("w")
+        assert await db.jobs.fail(job, refused) == "queued"
+        db.clock.now += 301
+    assert await db.jobs.settle_delete(await db.jobs.claim("w"))
+    with pytest.raises(DocumentNotFound):
+        await db.catalog.document(document_id)
+
+
+async def test_a_version_that_fails_after_a_newer_one_came_changes_nothing(db):
+    [accepted] = await accept(db, upload())
+    job = await db.jobs.claim("w")
+    [newer] = await accept(db, upload(content="2"))
+    broken = {"code": "unreadable_document", "detail": "no", "retryable": False}
+    assert await db.jobs.fail(job, broken) == "cancelled"
+    document = await db.catalog.document(accepted.id)
+    assert (document.status, document.error, document.job_id) == ("queued", None, newer.job_id)
+
+
+async def test_a_collection_goes_while_workers_claim_and_fail_its_jobs(db):
+    """They lock a job and then its document; on PostgreSQL the other order was a deadlock in every second try."""
+    error = {"code": "store_unavailable", "detail": "away", "retryable": True}
+
+    async def work() -> None:
+        while not gone.is_set():
+            if (job := await db.jobs.claim("w")) is None:
+                await asyncio.sleep(0)
+                continue
+            with suppress(LeaseLost):
+                await db.jobs.fail(job, error)
+
+    for _ in range(3):
+        gone = asyncio.Event()
+        await accept(db, *(upload(f"{number}.txt") for number in range(20)))
+        workers = [asyncio.create_task(work()) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        await db.catalog.delete_collection("default")
+        gone.set()
+        await asyncio.gather(*workers)
 
 
 async def test_deleting_during_an_ingest_leaves_nothing_of_it(db):

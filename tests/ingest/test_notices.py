@@ -114,6 +114,14 @@ def bodies(receiver: Receiver) -> list[dict]:
     return [json.loads(body) for _, body in receiver.got]
 
 
+async def test_a_receiver_that_talks_nonsense_is_asked_again(world):
+    await settle(world)
+    world.receiver.answers, world.receiver.headers = [503], {"Retry-After": "\u00b2"}  # a digit, and no number
+    assert await send(world) == 1
+    [notice] = await waiting(world)
+    assert notice["run_after"] > world.clock()
+
+
 async def test_what_became_of_a_document_is_told_once_and_signed(world):
     await settle(world)
     assert await send(world) == 1
