@@ -222,7 +222,7 @@ def _engine(folder: ModelFolder, fingerprint: str, cache_dir: str | None, choice
 
 @cache
 def _say_that_openvino_is_missing() -> None:
-    logger.warning("models run on torch, which is several times slower on a CPU: pip install openvino")
+    logger.warning("models run on torch, which is slower on a CPU: pip install openvino")
 
 
 def model_folder(model: str, cache_dir: str | None, token: str | None) -> ModelFolder:
