@@ -7,9 +7,8 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -18,50 +17,26 @@ from tests.chaos.programs import Program
 from tests.chaos.stack import LEASE_SECONDS, Stack
 from tests.services import WeaviateServer
 
-FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
-
 Fault = Callable[[Stack, random.Random], AbstractContextManager[None]]
 
 
-def restarted(*programs: Program | Server | WeaviateServer | None) -> Iterator[None]:
-    for program in programs:
-        if program is None:
+def killing(victims: Callable[[Stack, random.Random], Sequence[Program | Server | WeaviateServer | None]]) -> Fault:
+    """Kills these, and starts them again."""
+
+    @contextmanager
+    def fault(stack: Stack, chance: random.Random) -> Iterator[None]:
+        found = [each for each in victims(stack, chance) if each is not None]
+        if not found:
             pytest.skip("this combination has no such server")
-        program.kill()
-    yield
-    for program in programs:
-        if program is not None:
-            program.start()
+        for each in found:
+            each.kill()
+        try:
+            yield
+        finally:
+            for each in found:
+                each.start()
 
-
-@contextmanager
-def a_worker_killed(stack: Stack, chance: random.Random) -> Iterator[None]:
-    yield from restarted(chance.choice(stack.workers))
-
-
-@contextmanager
-def all_workers_killed(stack: Stack, chance: random.Random) -> Iterator[None]:
-    yield from restarted(*stack.workers)
-
-
-@contextmanager
-def web_killed(stack: Stack, chance: random.Random) -> Iterator[None]:
-    yield from restarted(stack.web)
-
-
-@contextmanager
-def broker_killed(stack: Stack, chance: random.Random) -> Iterator[None]:
-    yield from restarted(stack.broker)
-
-
-@contextmanager
-def catalog_killed(stack: Stack, chance: random.Random) -> Iterator[None]:
-    yield from restarted(stack.postgres)
-
-
-@contextmanager
-def store_killed(stack: Stack, chance: random.Random) -> Iterator[None]:
-    yield from restarted(stack.weaviate)
+    return fault
 
 
 @contextmanager
@@ -114,16 +89,20 @@ def store_slow(stack: Stack, chance: random.Random) -> Iterator[None]:
 
     holding = threading.Thread(target=hold)
     holding.start()
-    yield
-    ended.set()
-    holding.join()
+    try:
+        yield
+    finally:
+        ended.set()
+        holding.join()
 
 
 @contextmanager
 def embedder_refusing(stack: Stack, chance: random.Random) -> Iterator[None]:
     stack.embedder.refusing = 0.6
-    yield
-    stack.embedder.refusing = 0.0
+    try:
+        yield
+    finally:
+        stack.embedder.refusing = 0.0
 
 
 @contextmanager
@@ -138,47 +117,23 @@ def disk_full(stack: Stack, chance: random.Random) -> Iterator[None]:
                 file.flush()
         except OSError:
             pass
-    yield
-    ballast.unlink()
-
-
-@contextmanager
-def clock_jumping(stack: Stack, chance: random.Random) -> Iterator[None]:
-    """One more worker, whose clock jumps an hour while it works."""
-    if FAKETIME is None:
-        pytest.skip("no libfaketime: install faketime")
-    clock = stack.folder / "clock"
-    clock.write_text("+0")
-    odd = stack.worker(
-        "odd-clock",
-        LD_PRELOAD=str(FAKETIME),
-        FAKETIME_TIMESTAMP_FILE=str(clock),
-        FAKETIME_NO_CACHE="1",
-        FAKETIME_DONT_FAKE_MONOTONIC="1",
-    )
-    odd.start()
-    time.sleep(2)
-    clock.write_text(chance.choice(["+1h", "-1h"]))
-    time.sleep(2)
-    yield
-    odd.kill()
+    try:
+        yield
+    finally:
+        ballast.unlink()
 
 
 FAULTS: dict[str, Fault] = {
-    fault.__name__: fault
-    for fault in (
-        a_worker_killed,
-        all_workers_killed,
-        web_killed,
-        parsers_killed,
-        a_worker_frozen,
-        broker_killed,
-        broker_emptied,
-        catalog_killed,
-        store_killed,
-        store_slow,
-        embedder_refusing,
-        disk_full,
-        clock_jumping,
-    )
+    "a_worker_killed": killing(lambda stack, chance: [chance.choice(stack.workers)]),
+    "all_workers_killed": killing(lambda stack, _: stack.workers),
+    "web_killed": killing(lambda stack, _: [stack.web]),
+    "parsers_killed": parsers_killed,
+    "a_worker_frozen": a_worker_frozen,
+    "broker_killed": killing(lambda stack, _: [stack.broker]),
+    "broker_emptied": broker_emptied,
+    "catalog_killed": killing(lambda stack, _: [stack.postgres]),
+    "store_killed": killing(lambda stack, _: [stack.weaviate]),
+    "store_slow": store_slow,
+    "embedder_refusing": embedder_refusing,
+    "disk_full": disk_full,
 }

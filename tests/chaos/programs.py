@@ -34,8 +34,14 @@ class Program:
         self.name, self.command, self.folder, self.environment, self.ready = name, command, folder, environment, ready
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / f"{name}.log"
+        self._read = 0
+
+    def said(self, event: str) -> bool:
+        """Whether it has logged this since it was last started."""
+        return event.encode() in self.log.read_bytes()[self._read :]
 
     def start(self) -> None:
+        self._read = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command, env=self.environment, cwd=self.folder, stdout=output, stderr=subprocess.STDOUT

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -51,15 +51,12 @@ class Stack:
     broker: Server | None = None
     postgres: Server | None = None
     weaviate: WeaviateServer | None = None
-    spare: list[Program] = field(default_factory=list)
-    """Processes that a fault started beside the others."""
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
-    def worker(self, name: str, **environment: str) -> Program:
-        program = footnote(name, ["worker"], self.folder, self.settings, lambda: True)
-        program.environment.update(environment)
+    def worker(self, name: str) -> Program:
+        program = footnote(name, ["worker"], self.folder, self.settings, lambda: program.said("worker_started"))
         return program
 
 
