@@ -91,7 +91,7 @@ def serve(
 
 @cli.command(epilog="Example: FOOTNOTE_CATALOG_URL=postgresql+asyncpg://... footnote worker --queues ingest,delete")
 def worker(
-    queues: Annotated[str, typer.Option(help="Only these queues, with commas between.")] = "delete,ingest,reindex,maintenance",
+    queues: Annotated[str, typer.Option(help="Only these queues, with commas between.")] = "delete,ingest,maintenance,reindex",
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run one worker process: it parses, embeds and stores what was uploaded."""

@@ -280,7 +280,7 @@ def _entry(generation: Generation, document_id: str) -> sa.ColumnElement[bool]:
 
 
 def _rebuild(generation: Generation, document_id: str) -> dict[str, Any]:
-    return new_job("rebuild", generation.collection, document_id=document_id, generation_id=generation.id)
+    return new_job("rebuild", generation.collection, document_id=document_id, generation_id=generation.id, queue="maintenance")
 
 
 def _repairs(generation: Generation) -> sa.ColumnElement[bool]:

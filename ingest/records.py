@@ -16,10 +16,10 @@ from retrieval.errors import InvalidCollectionName
 from retrieval.types import Index, Metadata
 
 COLLECTION_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
-QUEUES = ("delete", "ingest", "reindex", "maintenance")
-"""The job queues, the most urgent first. Maintenance is what nobody waits for."""
+QUEUES = ("delete", "ingest", "maintenance", "reindex")
+"""The job queues, the most urgent first. Maintenance repairs documents that are not whole in the store."""
 QUEUE_OF = {"delete": "delete", "ingest": "ingest", "reindex": "reindex", "rebuild": "reindex"}
-"""Of each kind of job."""
+"""Of each kind of job, unless it is told another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +165,19 @@ def part_key(parent_id: str, name: str) -> str:
 
 
 def new_job(
-    kind: str, collection: str, *, document_id: str | None = None, version: int = 0, generation_id: str | None = None
+    kind: str,
+    collection: str,
+    *,
+    document_id: str | None = None,
+    version: int = 0,
+    generation_id: str | None = None,
+    queue: str | None = None,
 ) -> dict[str, Any]:
     """The row of a job that waits to be claimed."""
     return {
         "id": new_id("job"),
         "kind": kind,
-        "queue": QUEUE_OF[kind],
+        "queue": queue or QUEUE_OF[kind],
         "collection": collection,
         "document_id": document_id,
         "version": version,

@@ -106,7 +106,7 @@ jobs = sa.Table(
     metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("kind", sa.String(10), nullable=False),  # ingest, delete, reindex, and rebuild: one document of a reindex
-    sa.Column("queue", sa.String(12), nullable=False),  # delete, ingest, reindex, maintenance
+    sa.Column("queue", sa.String(12), nullable=False),  # delete, ingest, maintenance, reindex
     sa.Column("collection", sa.String(64), nullable=False),
     sa.Column("document_id", sa.String(40), index=True),
     sa.Column("version", sa.Integer, nullable=False),

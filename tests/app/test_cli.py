@@ -289,7 +289,7 @@ def test_several_jobs_or_all_of_a_state_are_retried(url, collection, tmp_path):
     eventually(lambda: {job["id"] for job in lines("jobs", "--state", "failed", "--url", url)} >= set(failed))
     assert {job["id"] for job in lines("jobs", "--state", "failed", "--retry", "all", "--url", url)} >= set(failed)
     assert "--state dead" in line("jobs", "--retry", "all", "--url", url)
-    assert "delete, ingest, reindex, maintenance" in line("worker", "--queues", "ingest,nothing")
+    assert "delete, ingest, maintenance, reindex" in line("worker", "--queues", "ingest,nothing")
 
 
 def test_jobs_and_collections_are_listed_and_a_collection_deleted(url, collection, folder):

@@ -122,7 +122,7 @@ async def test_a_worker_that_is_ahead_of_the_ledger_is_no_drift_until_its_job_ha
     await repair(place, await compared(place))
     assert (await place.catalog.document(document_id)).status == "failed"  # of its newest version, which is worth knowing
     job = await place.jobs.claim("w")
-    assert (job.kind, job.document_id) == ("rebuild", document_id)
+    assert (job.kind, job.queue, job.document_id) == ("rebuild", "maintenance", document_id)
 
 
 async def test_a_first_version_that_failed_after_it_was_written_is_taken_out_by_a_job(place):
