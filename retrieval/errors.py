@@ -33,7 +33,7 @@
         │   ├── StoreGrpcUnavailable   its HTTP port answers, its gRPC port does not
         │   ├── StoreReadOnly      it takes no writes until its operator gave it room
         │   └── StoreFull          its disk is full
-        ├── StoreRejected
+        ├── StoreRejected          retryable, as long as nobody knows why
         │   ├── StoreKeyRejected
         │   ├── StoreForbidden     the key is known, and lacks a permission
         │   ├── StoreIndexMissing  retryable: whoever writes again creates it first
@@ -213,32 +213,36 @@ class StoreFull(StoreUnavailable):
 
 
 class StoreRejected(ServiceError):
-    """The store answered, and refused what we sent."""
+    """The store answered, and refused what we sent, for a reason that we do not know: so it may well pass."""
 
     code = "store_rejected"
+    retryable = True
 
 
 class StoreKeyRejected(StoreRejected):
     code = "store_key_rejected"
+    retryable = False
 
 
 class StoreForbidden(StoreRejected):
     code = "store_forbidden"
+    retryable = False
 
 
 class StoreIndexMissing(StoreRejected):
     """What is written to is not there, or not yet on the node that was asked."""
 
     code = "store_index_missing"
-    retryable = True
 
 
 class StoreTooOld(StoreRejected):
     code = "store_too_old"
+    retryable = False
 
 
 class StoreLimitReached(StoreRejected):
     code = "store_limit_reached"
+    retryable = False
 
 
 class EmbedderUnavailable(ServiceError):

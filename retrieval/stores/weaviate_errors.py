@@ -63,6 +63,8 @@ SAID: Mapping[str, type[FootnoteError]] = {
     "connection refused": StoreUnavailable,  # from one node to another
     "connection reset": StoreUnavailable,
     "shutdown in progress": StoreUnavailable,
+    "non-existing index": StoreUnavailable,  # a server that starts knows its classes before it has opened them
+    "is not ready": StoreUnavailable,
     "deadline exceeded": StoreUnavailable,
     "context canceled": StoreUnavailable,
 }

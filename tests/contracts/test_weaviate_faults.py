@@ -25,11 +25,13 @@ from retrieval.errors import (
     StoreKeyRejected,
     StoreLimitReached,
     StoreReadOnly,
+    StoreRejected,
     StoreTooOld,
     StoreUnavailable,
 )
 from retrieval.stores import open_store
 from retrieval.stores.weaviate_address import parse_address
+from retrieval.stores.weaviate_errors import kind_of
 from tests.contracts.rows_for_tests import document, embedded, ids, unit_vectors
 from tests.contracts.store_contract import new_index
 from tests.services import WeaviateServer, free_ports, weaviate_binary, weaviate_server
@@ -156,6 +158,12 @@ def says_version(version: str) -> Iterator[int]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
         server.shutdown()
+
+
+def test_what_a_server_says_while_it_opens_its_classes_is_tried_again_and_so_is_what_nobody_knows():
+    assert kind_of("explorer: list class: search: tried to browse non-existing index for FootnoteLive_b0") is StoreUnavailable
+    assert kind_of("something new") is None
+    assert StoreRejected.retryable
 
 
 @pytest.mark.parametrize("version", ["1.32.9", "1.19.0"])
