@@ -24,6 +24,7 @@ CLIENT_KEYS = {"FOOTNOTE_URL", "FOOTNOTE_API_KEY", "FOOTNOTE_CONFIG"}
 TEST_PREFIX = "FOOTNOTE_TEST_"
 
 MIB = 1024 * 1024
+DAY_SECONDS = 86_400
 
 
 class Settings(BaseModel):
@@ -154,6 +155,10 @@ class Settings(BaseModel):
         15,
         ge=0,
         description="time between two comparisons of the store with the catalog, which repair what differs; 0 turns them off",
+    )
+
+    history_days: float = Field(
+        30, ge=0, description="time for which ended jobs, Idempotency-Keys and undelivered notices are kept; 0 for ever"
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe message that is logged")

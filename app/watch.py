@@ -11,7 +11,8 @@ import structlog
 from app.api.open import job_out
 from app.schemas import JobOut
 from app.wiring import Service
-from ingest.jobs import FINAL, Job
+from ingest.jobs import Job
+from ingest.records import FINAL
 from retrieval.errors import FootnoteError, JobNotFound
 
 LOOK_SECONDS = 0.5

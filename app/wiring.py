@@ -12,7 +12,7 @@ from app.answer import EXTRACTIVE, Answerer
 from app.llm import LLM
 from app.llm.chat import FallbackChain, open_chat
 from app.memory import Memory
-from app.settings import MIB, Settings
+from app.settings import DAY_SECONDS, MIB, Settings
 from ingest.blobs import open_blobs
 from ingest.brokers import Broker, open_broker
 from ingest.catalog import Catalog
@@ -22,6 +22,7 @@ from ingest.disk import Disk
 from ingest.embedding_cache import EmbeddingCache, open_embedding_cache
 from ingest.files import Files
 from ingest.generations import Generations
+from ingest.history import History
 from ingest.jobs import Jobs
 from ingest.ledger import Ledger
 from ingest.notices import Courier
@@ -142,6 +143,7 @@ async def open_worker(service: Service, queues: Sequence[str] = QUEUES) -> Async
             disk=service.disk,
             cache=service.cache,
         )
+        history = History(service.database, DAY_SECONDS * settings.history_days)
         async with _sending_notices(service):
             yield Worker(
                 service.jobs,
@@ -150,7 +152,7 @@ async def open_worker(service: Service, queues: Sequence[str] = QUEUES) -> Async
                 queues=queues,
                 concurrency=settings.ingest_concurrency,
                 drain_seconds=settings.drain_seconds,
-                chores=(service.reconciler.tick,),
+                chores=(service.reconciler.tick, history.tick),
             )
     finally:
         await parsers.close()

@@ -30,11 +30,10 @@ from ingest.documents import (
     taken_for_granted,
 )
 from ingest.notices import write_notice
-from ingest.records import Entry, Generation, Upload, new_job
+from ingest.records import FINAL, Entry, Generation, Upload, new_job
 from ingest.schema import collections, documents, entries, generations, jobs
 from retrieval.errors import JobNotCancellable, JobNotFound
 
-FINAL = ("succeeded", "failed", "dead", "cancelled")
 Outcome = Literal["settled", "superseded", "moved", "full"]
 CLAIM_TRIES = 8
 """Collections to try when others are taking the jobs at the same moment."""

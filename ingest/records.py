@@ -18,6 +18,8 @@ from retrieval.types import Index, Metadata
 COLLECTION_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 QUEUES = ("delete", "ingest", "maintenance", "reindex")
 """The job queues, the most urgent first. Maintenance repairs documents that are not whole in the store."""
+FINAL = ("succeeded", "failed", "dead", "cancelled")
+"""States in which a job has ended."""
 QUEUE_OF = {"delete": "delete", "ingest": "ingest", "reindex": "reindex", "rebuild": "reindex"}
 """Of each kind of job, unless it is told another."""
 

@@ -14,7 +14,7 @@ from app.api.open import Cursor, Limit, Open, job_out, next_cursor
 from app.api.streams import EventStream, documented, problem_event, sse
 from app.schemas import CollectionName, JobList, JobOut, JobState
 from app.watch import Watch, shown
-from ingest.jobs import FINAL
+from ingest.records import FINAL
 from retrieval.errors import FootnoteError
 
 router = APIRouter(tags=["jobs"])
