@@ -50,6 +50,17 @@ RETIRED_SECONDS = 60
 TOKEN_SECONDS = 2 * 24 * 3600
 """How long we remember what a consistency token covers; an older one is taken for settled."""
 NO_QUOTA = Quota()
+# Asked with each question, so it is made once.
+_LIVE = (
+    sa.select(
+        collections.c.name.label("found"),
+        collections.c.embedder.is_not(None).label("pinned"),
+        collections.c.revision,
+        generations,
+    )
+    .select_from(collections.outerjoin(generations, generations.c.id == collections.c.live_generation))
+    .where(collections.c.name == sa.bindparam("collection"))
+)
 
 
 class Catalog:
@@ -100,18 +111,7 @@ class Catalog:
 
     async def live_generation(self, collection: str) -> Generation | None:
         """What readers of the collection search; None while nothing was ever indexed. Raises `CollectionNotFound`."""
-        query = (
-            sa.select(
-                collections.c.name.label("found"),
-                collections.c.embedder.is_not(None).label("pinned"),
-                collections.c.revision,
-                generations,
-            )
-            .select_from(collections.outerjoin(generations, generations.c.id == collections.c.live_generation))
-            .where(collections.c.name == collection)
-        )
-        async with self.database.reading() as connection:
-            row = (await connection.execute(query)).mappings().first()
+        row = await self.database.first(_LIVE, {"collection": collection})
         if row is None:
             raise CollectionNotFound(
                 f"there is no collection {collection!r}; GET /collections lists them, and the first ingest creates one"

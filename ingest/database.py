@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Database:
         self.engine = engine
         self.announce = announce
         self.is_sqlite = engine.dialect.name == "sqlite"
+        self._direct = _direct_engine(engine.url) if self.is_sqlite else None
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -64,6 +66,18 @@ class Database:
         for queue, job_ids in queued.items():
             self.announce(queue, job_ids)
 
+    async def first(self, query: sa.Select[Any], values: Mapping[str, Any]) -> sa.RowMapping | None:
+        """The first row of one statement, for what is read with each question.
+
+        On SQLite by one hop to a thread and back, at a fifth of what a transaction through the asynchronous driver costs.
+        """
+        if self._direct is None:
+            async with self.reading() as connection:
+                row: sa.RowMapping | None = (await connection.execute(query, values)).mappings().first()
+                return row
+        with _translated():
+            return await asyncio.to_thread(_first, self._direct, query, values)
+
     async def lock(self, connection: AsyncConnection, name: str) -> None:
         """Hold off other writers of `name` until this transaction ends. SQLite's writers exclude each other anyway."""
         if not self.is_sqlite:
@@ -71,6 +85,32 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+        if self._direct is not None:
+            self._direct.dispose()
+
+
+def _first(engine: sa.Engine, query: sa.Select[Any], values: Mapping[str, Any]) -> sa.RowMapping | None:
+    with engine.connect() as connection:
+        return connection.execute(query, values).mappings().first()
+
+
+def _direct_engine(url: sa.URL) -> sa.Engine:
+    """The same file without the asynchronous driver; its statements are read-only and each a transaction of its own."""
+    engine = sa.create_engine(
+        url.set(drivername="sqlite"),
+        connect_args={"timeout": 30, "check_same_thread": False},
+        isolation_level="AUTOCOMMIT",
+        pool_size=POOL,
+        max_overflow=0,
+        pool_timeout=60,
+        pool_reset_on_return=None,
+    )
+    sa.event.listen(engine, "connect", _forbid_writing)
+    return engine
+
+
+def _forbid_writing(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA query_only=ON")
 
 
 def _tell_nobody(_queue: str, _job_ids: Sequence[str]) -> None:
