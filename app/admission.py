@@ -6,6 +6,7 @@ import asyncio
 import time
 from types import TracebackType
 
+from app.metrics import WAITING
 from app.wiring import Service
 from retrieval.errors import Overloaded
 
@@ -64,7 +65,8 @@ class Admission:
             )
         self.queued += 1
         try:
-            await self._places.acquire()
+            with WAITING.track_inprogress():
+                await self._places.acquire()
         finally:
             self.queued -= 1
         self._since[asyncio.current_task()] = asyncio.get_running_loop().time()

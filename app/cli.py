@@ -78,14 +78,20 @@ def serve(
         int | None, typer.Option(help="Local worker processes; 0 where `footnote worker` runs elsewhere.")
     ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Ingest data/samples, ask a first question, and go on serving.")] = False,
+    listener: Annotated[int | None, typer.Option(hidden=True)] = None,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve the HTTP API, with worker processes beside it."""
     from app.demo import show
+    from app.serve import answer
     from app.serve import serve as run
 
     if demo:
         os.environ.setdefault("FOOTNOTE_LOG_LEVEL", "warning")  # of the workers too: the answer is what shall be seen
     settings = _settings(host=host, port=port, workers=workers)
+    if listener is not None and parent is not None:
+        _serve(settings, answer(settings, listener=listener, parent=parent))
+        return
     _serve(settings, run(settings, ready=show if demo else None))
 
 

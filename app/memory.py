@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from app.metrics import CACHE_HITS, CACHE_MISSES
+
 KEEP_SECONDS = 300.0
 """After that a value goes, so that the text of what was deleted does not stay in memory while others are asked for."""
 
@@ -26,8 +28,6 @@ class Memory:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.hits = 0
-        self.misses = 0
         self._held = 0
         self._kept: dict[Hashable, _Kept] = {}
 
@@ -35,10 +35,10 @@ class Memory:
         kept = self._kept.pop(key, None)
         if kept is not None and kept.until > monotonic():
             self._kept[key] = kept  # at the end: asked last
-            self.hits += 1
+            CACHE_HITS.inc()
             return kept.value
         self._held -= kept.size if kept else 0
-        self.misses += 1
+        CACHE_MISSES.inc()
         return None
 
     def put(self, key: Hashable, value: Any, size: int) -> None:

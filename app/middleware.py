@@ -10,11 +10,11 @@ from contextlib import suppress
 from time import perf_counter
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RequestTooLarge, problem
+from app.metrics import REQUESTS, SECONDS
 from app.settings import MIB
 
 log = structlog.get_logger(__name__)
@@ -26,17 +26,6 @@ SHORT_BYTES = 64 * 1024
 LINGER_BYTES = 32 * MIB
 LINGER_SECONDS = 2.0
 METHODS = {"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"}
-
-REGISTRY = CollectorRegistry()
-REQUESTS = Counter(
-    "footnote_http_requests_total", "HTTP requests by route and status", ["method", "route", "status"], registry=REGISTRY
-)
-SECONDS = Histogram(
-    "footnote_http_request_seconds",
-    "Seconds from a request to the start of its response",
-    ["method", "route"],
-    registry=REGISTRY,
-)
 
 
 class Requests:

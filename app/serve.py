@@ -1,4 +1,4 @@
-"""The service's processes: the web server here, and workers as children, started again when they die, stopped with us."""
+"""The service's processes: a web server here, more of them and workers as children, which are started again when they die."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
@@ -24,13 +26,18 @@ from app.settings import Settings
 from ingest.records import QUEUES
 from retrieval.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    import uvicorn
+
 RESTART_SECONDS = 2.0
 STOP_SECONDS = 5.0
-"""What a worker gets to close its connections, beyond the time in which it drains."""
+"""What a child gets to close its connections, beyond the time in which it drains."""
 HURRY_SECONDS = 2.0
 """What a worker gets to give its jobs back when it is told twice to stop."""
 MOST_FILES = 65_536
 PR_SET_PDEATHSIG = 1
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Variable that names the folder for what several processes count together; `app.metrics` reads it when it is imported."""
 
 log = structlog.get_logger(__name__)
 
@@ -39,39 +46,77 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
     """Serve until SIGINT or SIGTERM. `ready` is called with the base URL once the first request can be answered; what it
     returns, if it is awaitable, runs beside the service.
     """
+    with _shared_metrics(settings.web_processes):
+        _allow_many_connections()
+        listener = _listen(settings)
+        server, close = _web_server(settings)
+        socket_file, parent = listener.fileno(), str(os.getpid())
+        worker = Child(["worker", "--parent", parent])
+        # With the host, which the command line may have named: whether keys are asked for hangs on it.
+        web = Child(["serve", "--listener", str(socket_file), "--host", settings.host, "--parent", parent], [socket_file])
+        children = Children([*[worker] * settings.workers, *[web] * (settings.web_processes - 1)])
+
+        def stop() -> None:
+            close()
+            children.stop()
+
+        keeping = asyncio.create_task(children.keep())
+        with _signals(stop):
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            watch = asyncio.create_task(_announce(server, serving, _url(settings, listener), ready))
+            try:
+                await serving
+            finally:
+                watch.cancel()
+                await children.end(settings.drain_seconds + STOP_SECONDS)
+                await keeping
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watch
+    if not server.started:
+        raise ConfigurationError("the service could not start; the lines above say why")
+
+
+async def answer(settings: Settings, *, listener: int, parent: int) -> None:
+    """Be one more web process of the service that `parent` is, on its socket, and not longer than it."""
+    _end_with(parent)
+    _allow_many_connections()
+    server, close = _web_server(settings)
+    with _signals(close):
+        await server.serve(sockets=[socket.socket(fileno=listener)])
+
+
+def _web_server(settings: Settings) -> tuple[uvicorn.Server, Callable[[], None]]:
+    """A server that nothing listens for yet, and what makes it come to an end, at once if called twice."""
     import uvicorn
 
     from app.main import create_app
 
-    _allow_many_connections()
-    listener = _listen(settings)
     app = create_app(settings)
     drain = max(1, int(settings.drain_seconds))
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=drain, server_header=False)
     server = uvicorn.Server(config)
-    # uvicorn's own handling ends the process by the signal, before our workers have stopped, and not with exit code 0.
+    # uvicorn's own handling ends the process by the signal, before our children have stopped, and not with exit code 0.
     server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]
-    workers = Workers(settings.workers)
 
-    def stop() -> None:
+    def close() -> None:
         app.state.watch.close()  # else each listener would hold up the stop
         server.force_exit, server.should_exit = server.should_exit, True
-        workers.stop()
 
-    keeping = asyncio.create_task(workers.keep())
-    with _signals(stop):
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        watch = asyncio.create_task(_announce(server, serving, _url(settings, listener), ready))
+    return server, close
+
+
+@contextmanager
+def _shared_metrics(processes: int) -> Iterator[None]:
+    """Where several processes answer, they count in files that each of them adds up: a scrape reaches any of them."""
+    if processes == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="footnote-metrics-") as folder:
+        os.environ[METRICS_FOLDER] = folder
         try:
-            await serving
+            yield
         finally:
-            watch.cancel()
-            await workers.end(settings.drain_seconds + STOP_SECONDS)
-            await keeping
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
-    if not server.started:
-        raise ConfigurationError("the service could not start; the lines above say why")
+            del os.environ[METRICS_FOLDER]
 
 
 async def work(settings: Settings, *, queues: Sequence[str] = QUEUES, parent: int | None = None) -> None:
@@ -82,7 +127,8 @@ async def work(settings: Settings, *, queues: Sequence[str] = QUEUES, parent: in
     from app.wiring import open_service, open_worker
 
     if parent is not None:
-        _become_child(parent, settings.worker_cores)
+        _give_way(settings.worker_cores)
+        _end_with(parent)
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def stopping() -> None:
@@ -157,11 +203,20 @@ def _signals(stop: Callable[[], object]) -> Iterator[None]:
             loop.remove_signal_handler(name)
 
 
-class Workers:
-    """Worker processes beside us: started again when they die, and stopped with us, even if we are killed."""
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process to be kept running: its command line after `footnote`, and the open files that it inherits."""
 
-    def __init__(self, count: int) -> None:
-        self._children: list[subprocess.Popen[bytes] | None] = [None] * count
+    verb: Sequence[str]
+    files: Sequence[int] = ()
+
+
+class Children:
+    """Processes of ours beside this one: started again when they die, and stopped with us, even if we are killed."""
+
+    def __init__(self, wanted: Sequence[Child]) -> None:
+        self._wanted = wanted
+        self._children: list[subprocess.Popen[bytes] | None] = [None] * len(wanted)
         self._stopping = asyncio.Event()
 
     async def keep(self) -> None:
@@ -169,9 +224,10 @@ class Workers:
         while not self._stopping.is_set():
             for slot, child in enumerate(self._children):
                 if child is None:
-                    self._children[slot] = _started_worker()
+                    self._children[slot] = _started(self._wanted[slot])
                 elif child.poll() is not None:
-                    log.warning("worker_died", code=child.returncode)
+                    log.warning("process_died", process=self._wanted[slot].verb[0], code=child.returncode)
+                    _forget_counts(child.pid)
                     self._children[slot] = None
             pause = RESTART_SECONDS if None in self._children else 0.5
             with contextlib.suppress(TimeoutError):
@@ -201,34 +257,42 @@ class Workers:
         return [child for child in self._children if child is not None and child.poll() is None]
 
 
-def _started_worker() -> subprocess.Popen[bytes] | None:
-    """None where the machine has no room for another process now: it is tried again."""
+def _forget_counts(pid: int) -> None:
+    from app.metrics import forget  # not at the top: it must find the folder
+
+    forget(pid)
+
+
+def _started(child: Child) -> subprocess.Popen[bytes] | None:
+    """None where the machine has no room for another process now: it is tried again.
+
+    In a session of its own: Ctrl-C reaches us alone, and we stop our children in order.
+    """
+    command = [sys.executable, "-m", "app", *child.verb]
+    # glibc gives each thread a heap of its own, and keeps in all of them what large batches took.
+    environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
     try:
-        return _start_worker()
+        return subprocess.Popen(  # noqa: S603 - our own program
+            command, start_new_session=True, stdin=subprocess.DEVNULL, env=environment, pass_fds=child.files
+        )
     except OSError as exc:
-        log.warning("worker_not_started", error=str(exc))
+        log.warning("process_not_started", process=child.verb[0], error=str(exc))
         return None
 
 
-def _start_worker() -> subprocess.Popen[bytes]:
-    """A worker beside us.
-
-    In a session of its own: Ctrl-C reaches us alone, and we stop our workers in order.
-    """
-    command = [sys.executable, "-m", "app", "worker", "--parent", str(os.getpid())]
-    # glibc gives each thread a heap of its own, and keeps in all of them what large batches took.
-    environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
-    return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, env=environment)  # noqa: S603 - our own program
-
-
-def _become_child(parent: int, cores: int) -> None:
-    """Give way to the web process, with all that we start, and end with it even if it is killed."""
+def _give_way(cores: int) -> None:
+    """Let the web process go first, before us and all that we start."""
     os.nice(5)
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # where sessions are scheduled as groups, they know only this
             Path("/proc/self/autogroup").write_text("5")
         if cores:  # the last ones; how many threads our model and parsers have follows from it
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
+
+
+def _end_with(parent: int) -> None:
+    """Be told to stop when the parent ends, even if it is killed."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         raise SystemExit  # it died before we asked to be told

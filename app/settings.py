@@ -40,6 +40,13 @@ class Settings(BaseModel):
         1, ge=0, le=64, description="local worker processes started by `serve`; 0 where `footnote worker` runs elsewhere"
     )
 
+    web_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that answer requests on the port; `max_queries` and `query_cache_mb` are each one's",
+    )
+
     store_url: str = Field(
         "lance:",
         description="`lance:` (in the data dir), `lance:/folder`, `weaviate://host:8080?grpc=50051`, `weaviates://host`; "

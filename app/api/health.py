@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import __version__
 from app.api.open import Open
-from app.middleware import REGISTRY
+from app.metrics import counted
 from app.schemas import Health, Ready
 from ingest.ledger import PassRecord
 from ingest.notices import backlog
@@ -51,23 +51,20 @@ async def readyz(service: Open) -> Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}, "description": "in Prometheus's text format"}},
 )
-async def metrics(request: Request, service: Open) -> Response:
+async def metrics(service: Open) -> Response:
     """Requests, latencies, jobs that wait and run, notices that the webhook has not taken, what was found and mended, and how
     many texts had been embedded before."""
     by_state = {"jobs": await service.jobs.depth(), "notices": await backlog(service.database)}
-    lines = ["# TYPE footnote_queries_waiting gauge", f"footnote_queries_waiting {request.app.state.admission.queued}"]
+    lines = []
     for name, counts in by_state.items():
         lines.append(f"# TYPE footnote_{name} gauge")
         lines += [f'footnote_{name}{{state="{state}"}} {count}' for state, count in counts.items()]
     lines += _pass_lines(await service.reconciler.ledger.passes())
-    memory = service.answerer.memory
-    for name, count in (("hits", memory.hits), ("misses", memory.misses)):
-        lines += [f"# TYPE footnote_query_cache_{name}_total counter", f"footnote_query_cache_{name}_total {count}"]
     texts = (await service.cache.counts()).items()
     lines.append("# TYPE footnote_embedded_texts_total counter")
     lines += [f'footnote_embedded_texts_total{{result="{result}"}} {count}' for result, count in texts]
     own = "\n".join([*lines, ""])
-    return Response(generate_latest(REGISTRY) + own.encode(), media_type=CONTENT_TYPE_LATEST)
+    return Response(counted() + own.encode(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _pass_lines(records: list[PassRecord]) -> list[str]:

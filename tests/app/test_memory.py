@@ -80,7 +80,7 @@ def http(serve):
 
 
 def metric(http: httpx.Client, name: str) -> int:
-    return next(int(line.split()[1]) for line in http.get("/metrics").text.splitlines() if line.startswith(f"{name} "))
+    return next(float(line.split()[1]) for line in http.get("/metrics").text.splitlines() if line.startswith(f"{name} "))
 
 
 def ingest(http: httpx.Client, collection: str, text: str) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -25,8 +26,8 @@ def eventually(holds: Callable[[], bool], seconds: float = 45) -> None:
         time.sleep(0.1)
 
 
-def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [each for each in psutil.Process(process.pid).children() if not is_over(each) and "worker" in each.cmdline()]
+def children(process: subprocess.Popen[bytes], verb: str = "worker") -> list[psutil.Process]:
+    return [each for each in psutil.Process(process.pid).children() if not is_over(each) and verb in each.cmdline()]
 
 
 def is_over(process: psutil.Process) -> bool:
@@ -35,11 +36,11 @@ def is_over(process: psutil.Process) -> bool:
 
 def test_a_killed_worker_is_started_again_and_sigterm_ends_all_with_exit_code_0(tmp_path):
     with running_service(tmp_path) as service:
-        [first] = workers(service.process)
+        [first] = children(service.process)
         first.kill()
-        eventually(lambda: [each for each in workers(service.process) if each.pid != first.pid] != [])
+        eventually(lambda: [each for each in children(service.process) if each.pid != first.pid] != [])
         eventually(lambda: service.log.read_text().count('"event": "worker_started"') >= 1)
-        [second] = workers(service.process)
+        [second] = children(service.process)
         began = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(timeout=30) == 0
@@ -81,10 +82,10 @@ def test_ctrl_c_at_the_start_ends_at_once_and_without_a_traceback(tmp_path, verb
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     with running_service(tmp_path, workers="2") as service:
-        children = workers(service.process)
-        assert len(children) == 2
+        found = children(service.process)
+        assert len(found) == 2
         service.process.kill()
-        eventually(lambda: all(map(is_over, children)))
+        eventually(lambda: all(map(is_over, found)))
 
 
 def test_the_demo_shows_an_answer_and_ctrl_c_ends_it_with_exit_code_0(tmp_path):
@@ -96,10 +97,10 @@ def test_the_demo_shows_an_answer_and_ctrl_c_ends_it_with_exit_code_0(tmp_path):
         process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=file, stderr=subprocess.STDOUT)
     try:
         eventually(lambda: "Stop with Ctrl-C." in output.read_text() or process.poll() is not None, 90)
-        children = workers(process)
+        found = children(process)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
-        assert all(map(is_over, children))
+        assert all(map(is_over, found))
     finally:
         process.kill()
         process.wait()
@@ -107,3 +108,34 @@ def test_the_demo_shows_an_answer_and_ctrl_c_ends_it_with_exit_code_0(tmp_path):
     assert "[1]" in text
     assert "API page:" in text
     assert "Traceback" not in text
+
+
+def test_several_web_processes_share_a_port_count_together_and_are_started_again(tmp_path):
+    with running_service(tmp_path, web_processes="3", workers="0", api_keys="secret") as service:
+        beside = children(service.process, "serve")
+        assert len(beside) == 2
+        with httpx.Client(base_url=service.url, timeout=30, trust_env=False, headers={"Connection": "close"}) as http:
+
+            def counted() -> float:
+                lines = http.get("/metrics").text.splitlines()
+                found = [line for line in lines if line.startswith("footnote_http_requests_total") and '"/healthz"' in line]
+                return sum(float(line.split()[-1]) for line in found)
+
+            assert {http.get("/documents").status_code for _ in range(12)} == {401}, "each of them asks for the key"
+            before = counted()
+            assert all(http.get("/healthz").status_code == 200 for _ in range(12))
+            assert counted() == before + 12, "whoever is asked"
+            beside[0].kill()
+            assert all(patiently(lambda: http.get("/healthz")).status_code == 200 for _ in range(12))
+            assert counted() >= before + 24
+        eventually(lambda: len(children(service.process, "serve")) == 2)
+        service.process.kill()
+        eventually(lambda: all(map(is_over, beside)))
+
+
+def patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """What was on its way to a process that dies is lost, as with any server."""
+    try:
+        return ask()
+    except httpx.TransportError:
+        return ask()
