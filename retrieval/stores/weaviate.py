@@ -12,41 +12,40 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from weaviate.classes.aggregate import Metrics
-from weaviate.classes.config import ConsistencyLevel
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter as Where
 from weaviate.classes.query import MetadataQuery, Sort
 from weaviate.classes.tenants import Tenant
-from weaviate.exceptions import (
-    ObjectAlreadyExistsError,
-    UnexpectedStatusCodeError,
-    WeaviateInsertManyAllFailedError,
-    WeaviateInvalidInputError,
-)
 
 from retrieval.digest import Digest
 from retrieval.errors import FootnoteError, StoreIndexMissing, StoreRejected, StoreUnavailable
-from retrieval.stores.filters import Node, kind_of_column, metadata_columns, resolve, wanted_columns
+from retrieval.stores.filters import Node, metadata_columns, resolve, wanted_columns
 from retrieval.stores.rows import Scores, check_dimension, check_vector, check_vectors, cosines, place_name, ranked
 from retrieval.stores.weaviate_address import parse_address
-from retrieval.stores.weaviate_connection import SEARCH_SECONDS, WRITE_SECONDS, Connection, Session
-from retrieval.stores.weaviate_errors import CURES, IndexMissing, is_missing, kind_of
+from retrieval.stores.weaviate_connection import WRITE_SECONDS, Connection
+from retrieval.stores.weaviate_errors import IndexMissing
+from retrieval.stores.weaviate_objects import (
+    MARKERS_AT_ONCE,
+    MOST_RESULTS,
+    Marker,
+    Objects,
+    grouped,
+    raise_for_failed,
+    tolerating_twins,
+)
 from retrieval.stores.weaviate_schema import (
     CHUNK_FIELDS,
     INDEX_RECORD,
     Found,
-    batches,
     chunk_class,
     chunk_class_settings,
-    column,
     framed,
     live_class,
     live_class_settings,
@@ -65,19 +64,13 @@ ALIAS = "Footnote"
 CLASSES = ("Footnote_", "FootnoteLive_")
 BM25_FACTOR = 2.2
 """k1 + 1, which Weaviate leaves out of its scores."""
-MOST_RESULTS = 10_000
-"""QUERY_MAXIMUM_RESULTS, Weaviate's default bound of one answer."""
 ROUNDS = 8
 """How often a search is asked again while documents change under it."""
-INSERT_ATTEMPTS = 4
 GRACE = 0.25
 """Seconds between switching a marker and deleting the old chunks: a search that began before still finds them."""
 ABANDONED = 900.0
 """Seconds after which a version that never became visible is taken for a crashed writer's."""
 SEEN_MOST = 100_000
-MARKERS_AT_ONCE = 500
-OBJECTS_AT_ONCE = 1000
-"""Of a walk through what is stored; with their vectors a few megabytes."""
 DOCUMENTS_AT_ONCE = 100
 
 
@@ -96,19 +89,12 @@ async def open_weaviate(url: str, *, api_key: str | None = None) -> WeaviateStor
     return store
 
 
-@dataclass(frozen=True, slots=True)
-class Marker:
-    """Which version of a document is visible, and how many chunks it has."""
-
-    live: str
-    chunks: int
-
-
 class WeaviateStore:
     """A `VectorStore` on a Weaviate server."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._objects = Objects(connection)
         self._seen: dict[tuple[str, str], tuple[str | None, float]] = {}
 
     async def create(self, index: Index) -> None:
@@ -124,13 +110,13 @@ class WeaviateStore:
                 await classes.use(name).tenants.create([Tenant(name=place_name(index))])
         # Last, for it says that all the rest is there.
         properties = {"chunks": 0, "dimension": index.dimension}
-        async with self._writing(live_class(index), index) as live:
+        async with self._objects.writing(live_class(index), index) as live:
             await tolerating_twins(live.data.insert(properties, uuid=INDEX_RECORD))
 
     async def _is_whole(self, index: Index) -> bool:
         """Whether the index has all its parts. `DimensionMismatch` if it was made for other vectors."""
         try:
-            async with self._tenant(live_class(index), index) as live:
+            async with self._objects.reading(live_class(index), index) as live:
                 record = await live.query.fetch_object_by_id(INDEX_RECORD)
             async with self._connection.session() as session:
                 chunks = await session.client.collections.use(chunk_class(index)).tenants.exists(place_name(index))
@@ -172,7 +158,7 @@ class WeaviateStore:
         if not documents:
             return
         try:
-            before = await self._markers(index, documents, newest=True)
+            before = await self._objects.markers(index, documents, newest=True)
             version = new_version()
             await self._write(index, documents, version)
             await self._switch(index, documents, version)
@@ -236,27 +222,27 @@ class WeaviateStore:
         return [each.chunk for each in found]
 
     async def count(self, index: Index, document_id: str | None = None) -> int:
-        return await self._read(lambda: self._count(index, document_id), missing=0)
+        return await self._objects.ask(lambda: self._count(index, document_id), missing=0)
 
     async def _count(self, index: Index, document_id: str | None) -> int:
         if document_id is not None:
-            marker = (await self._markers(index, [document_id]))[document_id]
+            marker = (await self._objects.markers(index, [document_id]))[document_id]
             return marker.chunks if marker else 0
-        async with self._tenant(live_class(index), index) as live:
+        async with self._objects.reading(live_class(index), index) as live:
             total = await live.aggregate.over_all(return_metrics=Metrics("chunks").integer(sum_=True))
             return int(total.properties["chunks"].sum_ or 0) if "chunks" in total.properties else 0
 
     async def size(self, index: Index) -> int:
         async def objects() -> int:
-            async with self._tenant(chunk_class(index), index) as chunks:
+            async with self._objects.reading(chunk_class(index), index) as chunks:
                 return int((await chunks.aggregate.over_all(total_count=True)).total_count or 0)
 
-        return await self._read(objects, missing=0)
+        return await self._objects.ask(objects, missing=0)
 
     async def documents(self, index: Index) -> AsyncIterator[set[str]]:
         after = None
         while True:
-            page = await self._page(index, after=after, return_properties=["document_id"])
+            page = await self._objects.page(index, after=after, return_properties=["document_id"])
             if not page:
                 return
             yield {unframed(item.properties["document_id"]) for item in page if item.properties.get("document_id")}
@@ -270,10 +256,11 @@ class WeaviateStore:
 
     async def clean(self, index: Index, document_ids: Sequence[str]) -> None:
         for group in grouped(document_ids, DOCUMENTS_AT_ONCE):
-            markers = await self._markers_if_any(index, group)
-            gone = [item.uuid async for item in self._objects(index, group, vectors=False) if is_left_over(item, markers)]
+            markers = await self._objects.markers_if_any(index, group)
+            found = self._objects.of_documents(index, group, vectors=False)
+            gone = [item.uuid async for item in found if is_left_over(item, markers)]
             for uuids in grouped(gone, MARKERS_AT_ONCE):
-                await self._remove(index, Where.by_id().contains_any(uuids))
+                await self._objects.remove(index, Where.by_id().contains_any(uuids))
 
     async def ping(self) -> str:
         async with self._connection.session() as session:
@@ -297,27 +284,11 @@ class WeaviateStore:
     async def close(self) -> None:
         await self._connection.close()
 
-    @asynccontextmanager
-    async def _tenant(self, name: str, index: Index) -> AsyncIterator[Any]:
-        """The part of a class that belongs to an index, to read from.
-
-        Read from one copy, whatever the level of writes: Weaviate searches one copy at any level, and what one copy holds fits
-        together, which a mixture of two that differ does not (docs/decisions/0009).
-        """
-        async with self._connection.session(SEARCH_SECONDS) as session:
-            yield part(session, name, index, ConsistencyLevel.ONE)
-
-    @asynccontextmanager
-    async def _writing(self, name: str, index: Index) -> AsyncIterator[Any]:
-        """The same to write to, or to read what a write builds on."""
-        async with self._connection.session(WRITE_SECONDS) as session:
-            yield part(session, name, index, self._connection.address.consistency)
-
     async def _search(
         self, index: Index, limit: int, filter_: Filter | None, ask: Callable[[Any, Any, int], Awaitable[Any]]
     ) -> list[Found]:
         """What `ask(query, where, limit)` finds, as far as it is visible; nothing if the index does not exist."""
-        return await self._read(lambda: self._search_once(index, limit, filter_, ask), missing=[]) if limit > 0 else []
+        return await self._objects.ask(lambda: self._search_once(index, limit, filter_, ask), missing=[]) if limit > 0 else []
 
     async def _search_once(
         self, index: Index, limit: int, filter_: Filter | None, ask: Callable[[Any, Any, int], Awaitable[Any]]
@@ -328,26 +299,11 @@ class WeaviateStore:
         where = None if node is True else to_where(node)
 
         async def found(most: int) -> list[Found]:
-            async with self._tenant(chunk_class(index), index) as chunks:
+            async with self._objects.reading(chunk_class(index), index) as chunks:
                 answer = await ask(chunks.query, where, most)
             return [to_found(item) for item in answer.objects]
 
         return await self._visible(index, found, limit)
-
-    async def _read(self, ask: Callable[[], Awaitable[T]], missing: T) -> T:
-        """What `ask` gives, `missing` if the index does not exist.
-
-        Asked once more if the node went away meanwhile, since a new connection may work at once; and if there seemed to be
-        no index, since a server that starts knows of none: an empty answer would pass for "nothing was found".
-        """
-        try:
-            return await self._connection.asked_again(ask)
-        except IndexMissing:
-            await self._connection.require_ready()
-        try:
-            return await self._connection.asked_again(ask)
-        except IndexMissing:
-            return missing
 
     async def _visible(self, index: Index, search: Callable[[int], Awaitable[list[Found]]], limit: int) -> list[Found]:
         """The first `limit` visible chunks of a search, asked again while they are in doubt.
@@ -360,7 +316,7 @@ class WeaviateStore:
         for _ in range(ROUNDS):
             started = time.monotonic()
             found = await search(most)
-            markers = await self._markers(index, {each.chunk.document_id for each in found})
+            markers = await self._objects.markers(index, {each.chunk.document_id for each in found})
             kept = [each for each in found if is_live(each, markers)]
             settled = self._settled(index, markers, started)
             complete = len(kept) == len(found) or len(kept) >= limit or len(found) < most
@@ -392,10 +348,10 @@ class WeaviateStore:
 
     async def _holdings(self, index: Index, document_ids: Sequence[str]) -> dict[str, Holding]:
         """The count is the marker's and the digest that of the objects, so that neither can be wrong alone."""
-        markers = await self._markers_if_any(index, document_ids)
+        markers = await self._objects.markers_if_any(index, document_ids)
         digests = {each: Digest() for each in document_ids}
         left_over = dict.fromkeys(document_ids, 0)
-        async for item in self._objects(index, document_ids, vectors=True):
+        async for item in self._objects.of_documents(index, document_ids, vectors=True):
             document_id = unframed(item.properties["document_id"])
             marker = markers[document_id]
             left_over[document_id] += is_left_over(item, markers)
@@ -406,64 +362,26 @@ class WeaviateStore:
             each: Holding(counts[each], digest.count, digest.hexdigest(), left_over[each]) for each, digest in digests.items()
         }
 
-    async def _objects(self, index: Index, document_ids: Sequence[str], *, vectors: bool) -> AsyncIterator[Any]:
-        """All objects of these documents with all that is stored of them, whatever their version."""
-        mine = Where.by_property("document_id").contains_any([framed(each) for each in document_ids])
-        where, by_id, is_full = mine, Sort.by_property("chunk_id"), True
-        while is_full:
-            found = await self._page(index, filters=where, sort=by_id, include_vector=vectors)
-            # Two writes of one chunk have the same id: the last id of a full page comes again with the next, whole.
-            is_full = len(found) == OBJECTS_AT_ONCE
-            last = found[-1].properties.get("chunk_id") if is_full else None
-            page = [item for item in found if not is_full or item.properties.get("chunk_id") != last]
-            for item in page:
-                yield item
-            if not page or last is None:
-                return
-            where = mine & Where.by_property("chunk_id").greater_or_equal(last)
-
-    async def _page(self, index: Index, **query: Any) -> list[Any]:
-        async def objects() -> list[Any]:
-            async with self._tenant(chunk_class(index), index) as chunks:
-                return list((await chunks.query.fetch_objects(limit=OBJECTS_AT_ONCE, **query)).objects)
-
-        return await self._read(objects, missing=[])
-
-    async def _markers_if_any(self, index: Index, document_ids: Sequence[str]) -> dict[str, Marker | None]:
-        return await self._read(lambda: self._markers(index, document_ids), missing=dict.fromkeys(document_ids))
-
-    async def _markers(self, index: Index, document_ids: Iterable[str], *, newest: bool = False) -> dict[str, Marker | None]:
-        """The marker of each document, None where it has none; the `newest` of its copies if a write builds on it."""
-        reading = self._writing if newest else self._tenant
-        ids = {marker_uuid(each): each for each in document_ids}
-        markers: dict[str, Marker | None] = dict.fromkeys(ids.values())
-        for group in grouped(list(ids), MARKERS_AT_ONCE):
-            async with reading(live_class(index), index) as live:
-                answer = await live.query.fetch_objects_by_ids(group, limit=len(group))
-            for item in answer.objects:
-                markers[ids[item.uuid]] = Marker(item.properties["live"], int(item.properties["chunks"]))
-        return markers
-
     async def _write(self, index: Index, documents: Mapping[str, Sequence[EmbeddedChunk]], version: str) -> None:
         """Store all chunks under a version that nobody sees yet; on failure take them away again."""
         rows = [row for chunks in documents.values() for row in chunks]
         if not rows:
             return
-        await self._add_columns(index, {name for row in rows for name in metadata_columns(row.chunk.metadata)})
+        await self._objects.add_columns(index, {name for row in rows for name in metadata_columns(row.chunk.metadata)})
         written = Where.by_property("version").equal(framed(version))
         try:
             objects = [to_object(row, version) for row in rows]
-            await self._insert(chunk_class(index), index, objects)
+            await self._objects.insert(chunk_class(index), index, objects)
             # Weaviate 1.39 writes out the log of its vector index before a batch's own vectors are in it: killed now, it would
             # never find them again. The next write of any kind takes them along; an unchanged object is the cheapest.
-            await self._insert(chunk_class(index), index, objects[-1:])
-            async with self._writing(chunk_class(index), index) as chunks:
+            await self._objects.insert(chunk_class(index), index, objects[-1:])
+            async with self._objects.writing(chunk_class(index), index) as chunks:
                 stored = (await chunks.aggregate.over_all(filters=written, total_count=True)).total_count
             if stored != len(rows):
                 raise StoreUnavailable(f"Weaviate stored {stored} of {len(rows)} chunks and reported no error; retry")
         except FootnoteError:
             with suppress(FootnoteError):  # they are invisible, and a later replace removes them
-                await self._remove(index, written)
+                await self._objects.remove(index, written)
             raise
 
     async def _switch(self, index: Index, documents: Mapping[str, Sequence[EmbeddedChunk]], version: str) -> None:
@@ -473,10 +391,10 @@ class WeaviateStore:
             for document_id, rows in documents.items()
             if rows
         ]
-        await self._insert(live_class(index), index, markers)
+        await self._objects.insert(live_class(index), index, markers)
         gone = [marker_uuid(document_id) for document_id, rows in documents.items() if not rows]
         for group in grouped(gone, MARKERS_AT_ONCE):
-            async with self._writing(live_class(index), index) as live:
+            async with self._objects.writing(live_class(index), index) as live:
                 raise_for_failed(await live.data.delete_many(where=Where.by_id().contains_any(group)))
 
     async def _remove_old(self, index: Index, before: Mapping[str, Marker | None]) -> None:
@@ -489,65 +407,14 @@ class WeaviateStore:
         for document_id, marker in before.items():
             if marker is not None:
                 mine = Where.by_property("document_id").equal(framed(document_id))
-                await self._remove(index, mine & Where.by_property("version").equal(framed(marker.live)))
+                await self._objects.remove(index, mine & Where.by_property("version").equal(framed(marker.live)))
         abandoned = Where.by_property("version").less_than(framed(version_at(time.time() - ABANDONED)))
         for group in grouped([framed(each) for each in before], MARKERS_AT_ONCE):
-            await self._remove(index, Where.by_property("document_id").contains_any(group) & abandoned)
-
-    async def _remove(self, index: Index, where: Any) -> None:
-        """Delete all chunks that match; one call of Weaviate's deletes a bounded number."""
-        matches = MOST_RESULTS
-        while matches >= MOST_RESULTS:
-            async with self._writing(chunk_class(index), index) as chunks:
-                deleted = await chunks.data.delete_many(where=where)
-            raise_for_failed(deleted)
-            matches = deleted.matches
-
-    async def _insert(self, name: str, index: Index, objects: Sequence[DataObject[Any, Any]]) -> None:
-        """Store objects in batches, and read the result of each; those that failed are tried again."""
-        async with self._connection.session(WRITE_SECONDS) as session:
-            most = session.message_bytes
-        for batch in batches(objects, most):
-            await self._insert_batch(name, index, batch)
-
-    async def _insert_batch(self, name: str, index: Index, objects: list[DataObject[Any, Any]]) -> None:
-        pause = 0.1
-        for attempt in range(1, INSERT_ATTEMPTS + 1):
-            async with self._writing(name, index) as part_:
-                errors = await failures(part_, objects)
-            if not errors:
-                return
-            message = next(iter(errors.values()))
-            objects = [objects[position] for position in errors]
-            kind = kind_of(message)
-            if attempt == INSERT_ATTEMPTS or kind not in {None, StoreUnavailable}:
-                raise refused(kind or StoreRejected, len(objects), index, message)
-            await asyncio.sleep(pause)
-            pause *= 3
+            await self._objects.remove(index, Where.by_property("document_id").contains_any(group) & abandoned)
 
     async def _resolved(self, index: Index, filter_: Filter) -> Node | bool:
-        known = await self._columns(index) if wanted_columns(filter_) else set()
+        known = await self._objects.columns(index) if wanted_columns(filter_) else set()
         return resolve(filter_, known)
-
-    async def _add_columns(self, index: Index, wanted: Collection[str]) -> None:
-        """Give the class the properties that the metadata needs; another writer may add the same ones meanwhile."""
-        missing = set(wanted) - await self._columns(index) if wanted else set()
-        if missing:
-            async with self._connection.session(WRITE_SECONDS) as session:
-                config = session.client.collections.use(chunk_class(index)).config
-                for each in sorted(missing):
-                    await tolerating_twins(config.add_property(column(kind_of_column(each), each)))
-
-    async def _columns(self, index: Index) -> set[str]:
-        """The properties of the class now. Asked each time (a few milliseconds): another process may have dropped the class
-        and made it anew, and Weaviate would guess a type for a property that it does not know."""
-        async with self._connection.session() as session:
-            config = await session.client.collections.use(chunk_class(index)).config.get(simple=True)
-        return {prop.name for prop in config.properties}
-
-
-def part(session: Session, name: str, index: Index, level: ConsistencyLevel) -> Any:
-    return session.client.collections.use(name).with_tenant(place_name(index)).with_consistency_level(level)
 
 
 def new_version() -> str:
@@ -578,36 +445,3 @@ def is_left_over(item: Any, markers: Mapping[str, Marker | None]) -> bool:
     version = unframed(item.properties.get("version"))
     marker = markers[unframed(item.properties["document_id"])]
     return version < version_at(time.time() - ABANDONED) and (marker is None or marker.live != version)
-
-
-def grouped(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-async def failures(part: Any, objects: Sequence[DataObject[Any, Any]]) -> dict[int, str]:
-    """Store objects; the error of each that failed, by its place."""
-    try:
-        result = await part.data.insert_many(objects)
-    except WeaviateInsertManyAllFailedError as exc:
-        if is_missing(exc):
-            raise
-        return dict.fromkeys(range(len(objects)), str(exc))
-    return {position: error.message for position, error in result.errors.items()}
-
-
-def refused(kind: type[FootnoteError], count: int, index: Index, message: str) -> FootnoteError:
-    return kind(f"Weaviate refused {count} objects of {place_name(index)}: {CURES.get(kind, 'see its message')} ({message})")
-
-
-def raise_for_failed(deleted: Any) -> None:
-    if deleted.failed:
-        raise StoreUnavailable(f"Weaviate could not delete {deleted.failed} of {deleted.matches} objects; retry")
-
-
-async def tolerating_twins(creation: Awaitable[Any]) -> None:
-    """Create something, or find that another process has just created it."""
-    try:
-        await creation
-    except (UnexpectedStatusCodeError, WeaviateInvalidInputError, ObjectAlreadyExistsError) as exc:
-        if not any(sign in str(exc) for sign in ("already exists", "already in use")):
-            raise
