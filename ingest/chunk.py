@@ -18,7 +18,7 @@ from ingest.parsers import SEPARATOR, Block, Parsed
 from retrieval.embedders import Tokenizer
 from retrieval.sentences import sentences
 
-_VERSION = 2
+_VERSION = 3
 """Part of every identity: raise it when the same settings begin to cut elsewhere."""
 BEST_SIZE = 160
 """Tokens: longer passages show a reader more that does not answer, shorter ones part what belongs together (decision 0006)."""
@@ -40,7 +40,7 @@ class Chunking:
     """How documents are cut: a setting of a collection, part of its generation's identity."""
 
     size: int = 0
-    """Tokens of a passage with its context, never more than the model's window; 0 for `BEST_SIZE`."""
+    """Tokens of a passage, its context not counted: together they fit the model's window; 0 for `BEST_SIZE`."""
     overlap: int = 0
     """Tokens that a passage may repeat from the one before where a section had to be cut, in whole sentences."""
     context: bool = True
@@ -179,7 +179,7 @@ class _Cutter:
         self._starts = [block.start for block in blocks]
         self._tokenizer = tokenizer
         self._chunking = chunking
-        self._window = min(chunking.size or BEST_SIZE, tokenizer.window)
+        self._size = min(chunking.size or BEST_SIZE, tokenizer.window)
         self._tokens = _Tokens(text, tokenizer)
         self._marks: tuple[int, list[list[int]]] = (-1, [])
         self._opening_line: Callable[[int], tuple[str, int]] = lru_cache(maxsize=1)(lambda at: _opening_line(blocks[at]))
@@ -211,17 +211,24 @@ class _Cutter:
         while True:
             end = self._fitting_end(start, covered, stop, max(room, 1))
             body = self._text[start:end].strip()
-            used = len(self._tokenizer.token_starts(f"{context}\n{body}" if context else body))
-            if used <= self._window or end - covered <= 1:
-                return end
             # A piece alone can take more tokens than in its place: words cut apart, an unknown word made known.
-            excess = used - self._window
+            excess = self._excess(body, context)
+            if excess <= 0 or end - covered <= 1:
+                return end
             room = min(room - excess, room * 7 // 8)
             if room < 1:
                 stop = covered + max((end - covered) // 2, 1)
 
     def _room(self, context: str) -> int:
-        return self._window - (self._count(context) + 1 if context else 0)
+        """Tokens for the text of a piece with this context."""
+        return min(self._size, self._tokenizer.window - (self._count(context) + 1 if context else 0))
+
+    def _excess(self, body: str, context: str) -> int:
+        """Tokens too many, of the text or of both together."""
+        of_body = len(self._tokenizer.token_starts(body)) - self._size
+        if not context:
+            return of_body
+        return max(of_body, len(self._tokenizer.token_starts(f"{context}\n{body}")) - self._tokenizer.window)
 
     def _fitting_end(self, start: int, covered: int, stop: int, room: int) -> int:
         limit = min(self._tokens.limit(start, room, stop), start + room * _CHARACTERS_PER_TOKEN)
@@ -292,7 +299,7 @@ class _Cutter:
 
     def _next_start(self, start: int, end: int) -> int:
         """Where the piece after one that ends at `end` begins: there, or whole sentences before."""
-        overlap = min(self._chunking.overlap, self._window // 4)
+        overlap = min(self._chunking.overlap, self._size // 4)
         if not overlap:
             return end
         earliest = self._tokens.back(end, overlap)
@@ -312,7 +319,7 @@ class _Cutter:
             return ""
         path = [title.text for title in self._path if title.start < start and title.end <= start]
         path += self._block(start).within
-        most = self._window // 4
+        most = self._size // 4
         while len(path) > 1 and self._count(" > ".join(path)) > most:
             path.pop(0)
         lines = [line for line in (" > ".join(path), self._opening(start)) if line]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from ingest.parsers.decode import decode
 from ingest.parsers.parsed import Draft, File, Kind, Parsed, Receipt, assemble
@@ -16,13 +17,39 @@ _SECTION = re.compile(r"(?:chapter|part|section|book|appendix|article|annex) +(?
 _NUMBERED = re.compile(r"(\d{1,2}(?:\.\d{1,2})+)\.?[ \t]+\S")
 _ITEM = re.compile(r"[ \t]*(?:[-*•‣◦·]|\d{1,3}[.)])[ \t]+\S")
 _TITLE_CHARACTERS = 90
+_LEAD = re.compile(r"\s*(?P<title>[^\n]*\S)[ \t]*\n(?P<blank>\s*)(?P<next>[^\n]+)")
+_LEAD_CHARACTERS = 300
+_PROSE_CHARACTERS = 160
+"""Of a line that is a whole paragraph: no editor wraps as late as this."""
+_CLOSING = ".,;:!?。，；：！？"
 
 
 def parse_text(file: File) -> Parsed:
     """Text of any kind without markup that we know."""
     text, encoding, replaced, removed = decode(file.data)
     receipt = Receipt("text", encoding=encoding, replaced_characters=replaced, removed_characters=removed)
-    return assemble(text_drafts(text), receipt)
+    title, rest = _lead(text)
+    drafts = text_drafts(rest)
+    if title:
+        below = (draft._replace(depth=draft.depth + 1) if draft.kind == "title" else draft for draft in drafts)
+        drafts = chain([Draft("title", title, depth=1)], below)
+    return assemble(drafts, receipt)
+
+
+def _lead(text: str) -> tuple[str, str]:
+    """What the text is called, if its first line says so, and the rest of it.
+
+    That is a line by itself before a paragraph of at least twice its length that is one line too, so that it is no line of
+    a wrapped paragraph. With a blank line between them it may be a short paragraph: then a closing mark tells them apart.
+    """
+    found = _LEAD.match(text)
+    if found is None:
+        return "", text
+    title = found["title"]
+    is_short = len(title) <= _LEAD_CHARACTERS and len(found["next"]) >= max(2 * len(title), _PROSE_CHARACTERS)
+    if not is_short or _ITEM.match(title) or ("\n" in found["blank"] and title[-1] in _CLOSING):
+        return "", text
+    return title, text[found.start("next") :]
 
 
 def text_drafts(text: str, page: int | None = None) -> Iterator[Draft]:
@@ -49,7 +76,7 @@ def _paragraph(paragraph: str, page: int | None) -> Iterator[Draft]:
 def _title_depth(line: str) -> int:
     """Depth of a title that stands alone on its line; 0 if it is none."""
     line = line.strip()
-    if not 0 < len(line) <= _TITLE_CHARACTERS or line[-1] in ".,;:!?。，；：！？":
+    if not 0 < len(line) <= _TITLE_CHARACTERS or line[-1] in _CLOSING:
         return 0
     if marked := _MARKED.match(line):
         return len(marked[1])

@@ -65,7 +65,8 @@ def check(parsed: Parsed, pieces: list[Piece], tokenizer: Words | MiniLM, chunki
         assert body
         assert body == body.strip()
         embedded = f"{piece.context}\n{body}" if piece.context else body
-        assert len(tokenizer.token_starts(embedded)) <= limit or len(body) == 1
+        assert len(tokenizer.token_starts(body)) <= limit or len(body) == 1
+        assert len(tokenizer.token_starts(embedded)) <= tokenizer.window or len(body) == 1
         assert before is None or (before.start < piece.start and before.end < piece.end)
         covered[piece.start : piece.end] = b"\1" * len(body)
     assert all(covered[at] or character.isspace() for at, character in enumerate(parsed.text))

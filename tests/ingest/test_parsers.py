@@ -358,3 +358,37 @@ def test_the_sentence_of_each_real_file_is_in_its_text(name: str, sentence: str)
     for program in {each.program for each in FORMATS.values() if Path(name).suffix[1:] in each.extensions}:
         require(program)
     assert _flat(sentence) in _flat(_whole(name, (CORPUS / name).read_bytes()))
+
+
+PROSE = "The harbour of Ostrava was dug in one winter by four thousand men, of whom eleven hundred were paid in salt. " * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Salt and harbours\n{PROSE}",
+        f"How the harbour of Ostrava was dug.\n{PROSE}",
+        f"Salt and harbours\n\n{PROSE}\n\nCHAPTER 2\n\n{PROSE}",
+    ],
+)
+def test_the_line_before_a_text_that_is_no_line_of_it_is_its_title(text):
+    parsed = read("harbours.txt", text.encode())
+    first = parsed.blocks[0]
+    assert (first.kind, first.depth, first.text) == ("title", 1, text.split("\n")[0])
+    assert [block.depth for block in parsed.blocks[1:] if block.kind == "title"] in ([], [2])
+    assert all(parsed.text[block.start : block.end] == block.text for block in parsed.blocks)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The harbour of Ostrava was dug in one winter by four thousand men,\nof whom eleven hundred were paid\nin salt.",
+        f"It was cold.\n\n{PROSE}",
+        f"- one of the things\n{PROSE}",
+        f"{PROSE}\n{PROSE}",
+        "Salt and harbours\nand more",
+        "Salt and harbours",
+    ],
+)
+def test_a_first_line_that_belongs_to_the_text_is_no_title(text):
+    assert [block.kind for block in read("harbours.txt", text.encode()).blocks if block.kind == "title"] == []
