@@ -134,13 +134,15 @@ def patiently(send: Callable[[], httpx.Response], done: set[int] | None = None) 
         time.sleep(0.2)
 
 
-def one_round(stack: Stack, fault: str, number: int, documents: int, chance: random.Random) -> float:
-    """Seconds from the end of the fault until everything was settled and as it should be."""
+def one_round(stack: Stack, fault: str, number: int, documents: int, chance: random.Random) -> tuple[int, float]:
+    """Jobs that were unfinished when the fault began, a hundred at most, and seconds from its end until all was settled."""
     collection = f"{fault.replace('_', '-')}-{number}"
     loads = [Load(each, stack, collection, documents // CLIENTS, random.Random(chance.random())) for each in range(CLIENTS)]
     for load in loads:
         load.start()
     time.sleep(chance.uniform(0.1, 2.0))
+    with stack.client() as http:
+        busy = until_busy(http, collection)
     with FAULTS[fault](stack, chance):
         time.sleep(chance.uniform(0.2, 2.0))
     mended = time.monotonic()
@@ -152,23 +154,29 @@ def one_round(stack: Stack, fault: str, number: int, documents: int, chance: ran
         settle(http, collection)
         seconds = time.monotonic() - mended
         compare(http, collection, wanted)
-    return seconds
+    return busy, seconds
+
+
+def until_busy(http: httpx.Client, collection: str) -> int:
+    """Wait for work that a fault can meet; how many jobs that is."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while not (found := unfinished(http, collection)):
+        assert time.monotonic() < deadline, "nothing was ever under way"
+        time.sleep(0.02)
+    return len(found)
 
 
 def settle(http: httpx.Client, collection: str) -> None:
     deadline = time.monotonic() + SETTLE_SECONDS
-    while True:
-        waiting = [
-            job
-            for state in ("queued", "running")
-            for job in patiently(
-                lambda state=state: http.get("/jobs", params={"collection": collection, "state": state})
-            ).json()["jobs"]
-        ]
-        if not waiting:
-            return
+    while waiting := unfinished(http, collection):
         assert time.monotonic() < deadline, waiting[:3]
         time.sleep(0.2)
+
+
+def unfinished(http: httpx.Client, collection: str) -> list[dict]:
+    """A page of the jobs that wait, and one of those that run."""
+    asked = [{"collection": collection, "state": state} for state in ("queued", "running")]
+    return [job for each in asked for job in patiently(lambda each=each: http.get("/jobs", params=each)).json()["jobs"]]
 
 
 def compare(http: httpx.Client, collection: str, wanted: dict[str, Wanted]) -> None:
@@ -246,7 +254,7 @@ def test_nothing_is_lost_doubled_or_stuck(stacks, combination, fault):
     chance = random.Random(f"{SEED} {combination} {fault}")
     stack = stacks(combination, chance)
     for number in range(ROUNDS or 1):
-        seconds = one_round(stack, fault, number, DOCUMENTS, chance)
+        busy, seconds = one_round(stack, fault, number, DOCUMENTS, chance)
         if REPORT:
             with Path(REPORT).open("a") as file:
-                file.write(f"{combination}\t{fault}\t{number}\t{DOCUMENTS}\t{seconds:.1f}\n")
+                file.write(f"{combination}\t{fault}\t{number}\t{DOCUMENTS}\t{busy}\t{seconds:.1f}\n")
