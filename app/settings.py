@@ -104,7 +104,8 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=8192,
-        description="tokens per chunk of new collections; 0 for 160, or the model's window where that is less",
+        description="tokens per chunk of new collections, titles in front of it not counted; 0 for 160, or the model's window "
+        "where that is less",
     )
     chunk_overlap: int = Field(0, ge=0, le=1024, description="tokens that neighbouring chunks of new collections share")
     chunk_context: bool = Field(
