@@ -82,13 +82,13 @@ def serve(
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve the HTTP API, with worker processes beside it."""
+    if demo:
+        os.environ.setdefault("FOOTNOTE_LOG_LEVEL", "warning")  # of the workers too: the answer is what shall be seen
+    settings = _settings(host=host, port=port, workers=workers)  # before imports that take seconds
     from app.demo import show
     from app.serve import answer
     from app.serve import serve as run
 
-    if demo:
-        os.environ.setdefault("FOOTNOTE_LOG_LEVEL", "warning")  # of the workers too: the answer is what shall be seen
-    settings = _settings(host=host, port=port, workers=workers)
     if listener is not None and parent is not None:
         _serve(settings, answer(settings, listener=listener, parent=parent))
         return
@@ -417,6 +417,7 @@ def _run(work: Callable[[], Coroutine[Any, Any, Any]], url: str | None) -> Any:
 
     configure_logs("error", "auto")
     if not url:
+        _settings()  # what is wrong with them is said at once; what is imported then takes seconds
         import_module("app.main")  # before there is an event loop, in which Ctrl-C waits for the end of an import
     return asyncio.run(work())
 

@@ -49,7 +49,7 @@ replace_classifier()
 
 def load() -> None:
     """Import the partitioners that we use, ahead of the first document."""
-    for module in ("html", "docx", "pptx"):
+    for module in ("docx", "pptx"):
         import_module(f"unstructured.partition.{module}")
 
 

@@ -10,6 +10,7 @@ from app.citations import LONGEST
 from app.extractive import KEEP, choose, with_marker
 from retrieval.embedders import open_embedder
 from retrieval.types import Chunk, Hit
+from tests.services import MODELS
 
 
 def hit(
@@ -108,7 +109,7 @@ def test_the_footnote_stands_before_the_final_stop(sentence, marked):
 
 @pytest.fixture(scope="module")
 def embedder():
-    opened = asyncio.run(open_embedder("local:sentence-transformers/all-MiniLM-L6-v2"))
+    opened = asyncio.run(open_embedder("local:sentence-transformers/all-MiniLM-L6-v2", cache_dir=str(MODELS)))
     yield opened
     asyncio.run(opened.close())
 
