@@ -413,10 +413,10 @@ def _serve(settings: Settings, service: Coroutine[Any, Any, None]) -> None:
 
 def _run(work: Callable[[], Coroutine[Any, Any, Any]], url: str | None) -> Any:
     """Run a verb that is no service: of its log only failures are shown."""
-    from app.logs import configure_logs
+    if not url:  # of a service elsewhere there is no log here
+        from app.logs import configure_logs
 
-    configure_logs("error", "auto")
-    if not url:
+        configure_logs("error", "auto")
         _settings()  # what is wrong with them is said at once; what is imported then takes seconds
         import_module("app.main")  # before there is an event loop, in which Ctrl-C waits for the end of an import
     return asyncio.run(work())

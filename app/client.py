@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from app.settings import Settings
+if TYPE_CHECKING:
+    from app.settings import Settings  # takes pydantic, which a client of a service elsewhere does not need
 
 UNFINISHED = ("queued", "processing")
 BATCH_FILES = 50

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from app.client import Client, open_client
-from app.settings import Settings
 from app.show import progress
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 
 async def reindex_all(
