@@ -88,6 +88,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         eventually(lambda: all(map(is_over, found)))
 
 
+@pytest.mark.timeout(300)
 def test_the_demo_shows_an_answer_and_ctrl_c_ends_it_with_exit_code_0(tmp_path):
     output = tmp_path / "output"
     with output.open("wb") as file:
@@ -96,7 +97,7 @@ def test_the_demo_shows_an_answer_and_ctrl_c_ends_it_with_exit_code_0(tmp_path):
         settings = {**ours, "FOOTNOTE_DATA_DIR": str(tmp_path / "data"), "FOOTNOTE_MODELS_DIR": str(MODELS)}
         process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=file, stderr=subprocess.STDOUT)
     try:
-        eventually(lambda: "Stop with Ctrl-C." in output.read_text() or process.poll() is not None, 90)
+        eventually(lambda: "Stop with Ctrl-C." in output.read_text() or process.poll() is not None, 240)
         found = children(process)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
