@@ -17,7 +17,6 @@ _SECTION = re.compile(r"(?:chapter|part|section|book|appendix|article|annex) +(?
 _NUMBERED = re.compile(r"(\d{1,2}(?:\.\d{1,2})+)\.?[ \t]+\S")
 _ITEM = re.compile(r"[ \t]*(?:[-*•‣◦·]|\d{1,3}[.)])[ \t]+\S")
 _TITLE_CHARACTERS = 90
-_LEAD = re.compile(r"\s*(?P<title>[^\n]*\S)[ \t]*\n(?P<blank>\s*)(?P<next>[^\n]+)")
 _LEAD_CHARACTERS = 300
 _PROSE_CHARACTERS = 160
 """Of a line that is a whole paragraph: no editor wraps as late as this."""
@@ -42,14 +41,14 @@ def _lead(text: str) -> tuple[str, str]:
     That is a line by itself before a paragraph of at least twice its length that is one line too, so that it is no line of
     a wrapped paragraph. With a blank line between them it may be a short paragraph: then a closing mark tells them apart.
     """
-    found = _LEAD.match(text)
-    if found is None:
+    title, _, rest = text.lstrip().partition("\n")
+    below = rest.lstrip()
+    title, next_line = title.rstrip(), below.partition("\n")[0]
+    is_apart = "\n" in rest[: len(rest) - len(below)]
+    is_short = 0 < len(title) <= _LEAD_CHARACTERS and len(next_line) >= max(2 * len(title), _PROSE_CHARACTERS)
+    if not is_short or _ITEM.match(title) or (is_apart and title[-1] in _CLOSING):
         return "", text
-    title = found["title"]
-    is_short = len(title) <= _LEAD_CHARACTERS and len(found["next"]) >= max(2 * len(title), _PROSE_CHARACTERS)
-    if not is_short or _ITEM.match(title) or ("\n" in found["blank"] and title[-1] in _CLOSING):
-        return "", text
-    return title, text[found.start("next") :]
+    return title, below
 
 
 def text_drafts(text: str, page: int | None = None) -> Iterator[Draft]:

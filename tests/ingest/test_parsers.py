@@ -392,3 +392,10 @@ def test_the_line_before_a_text_that_is_no_line_of_it_is_its_title(text):
 )
 def test_a_first_line_that_belongs_to_the_text_is_no_title(text):
     assert [block.kind for block in read("harbours.txt", text.encode()).blocks if block.kind == "title"] == []
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", " \n", "\t"])
+def test_any_amount_of_white_space_before_a_text_is_passed_over_at_once(blank):
+    """Where every end of it was tried, a million took hours: the time limit of each test is the bound."""
+    [block] = read("blank.txt", blank * 1_000_000 + "x").blocks
+    assert block.text.strip() == "x"
