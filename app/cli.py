@@ -86,11 +86,11 @@ def serve(
         os.environ.setdefault("FOOTNOTE_LOG_LEVEL", "warning")  # of the workers too: the answer is what shall be seen
     settings = _settings(host=host, port=port, workers=workers)  # before imports that take seconds
     from app.demo import show
-    from app.serve import answer
     from app.serve import serve as run
+    from app.serve import serve_beside
 
     if listener is not None and parent is not None:
-        _serve(settings, answer(settings, listener=listener, parent=parent))
+        _serve(settings, serve_beside(settings, listener=listener, parent=parent))
         return
     _serve(settings, run(settings, ready=show if demo else None))
 

@@ -76,7 +76,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
         raise ConfigurationError("the service could not start; the lines above say why")
 
 
-async def answer(settings: Settings, *, listener: int, parent: int) -> None:
+async def serve_beside(settings: Settings, *, listener: int, parent: int) -> None:
     """Be one more web process of the service that `parent` is, on its socket, and not longer than it."""
     _end_with(parent)
     _allow_many_connections()
