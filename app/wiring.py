@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
 from app.answer import EXTRACTIVE, Answerer
 from app.llm import LLM
-from app.llm.chat import FallbackChain, open_chat
+from app.llm.chat import ChatModel, FallbackChain, open_chat
 from app.memory import Memory
 from app.settings import DAY_SECONDS, MIB, Settings
 from ingest.blobs import open_blobs
@@ -103,7 +103,10 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             max_attempts=settings.job_max_attempts,
             notify=settings.webhook_url is not None,
         )
-        models = _models(settings)
+        chats = _chats(settings)
+        for chat in chats.values():
+            stack.push_async_callback(chat.close)
+        models = _models(settings.llm, chats)
         answerer = Answerer(
             catalog=catalog,
             generations=generations,
@@ -213,11 +216,10 @@ async def _embedder(settings: Settings, spec: str) -> Embedder:
     return QuestionMemory(opened)
 
 
-def _models(settings: Settings) -> dict[str, LLM | None]:
-    """The models that a question may choose by name, the default first; `extractive` (None) needs none and is always there."""
+def _chats(settings: Settings) -> dict[str, ChatModel]:
     names = [name.strip() for name in settings.llm.split(",")]
     key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
-    chats: dict[str, LLM] = {
+    return {
         name: open_chat(
             name,
             base_url=settings.llm_base_url,
@@ -229,7 +231,12 @@ def _models(settings: Settings) -> dict[str, LLM | None]:
         for name in names
         if name != EXTRACTIVE
     }
-    if len(chats) > 1:
-        chats = {settings.llm: FallbackChain(list(chats.values())), **chats}
-    models: dict[str, LLM | None] = {**chats}
-    return {EXTRACTIVE: None, **models} if names[0] == EXTRACTIVE else {**models, EXTRACTIVE: None}
+
+
+def _models(llm: str, chats: Mapping[str, ChatModel]) -> dict[str, LLM | None]:
+    """The models that a question may choose by name, the default first; `extractive` (None) needs none and is always there."""
+    models: dict[str, LLM | None] = {llm: FallbackChain(list(chats.values()))} if len(chats) > 1 else {}
+    models |= chats
+    if llm.partition(",")[0].strip() == EXTRACTIVE:
+        return {EXTRACTIVE: None, **models}
+    return {**models, EXTRACTIVE: None}

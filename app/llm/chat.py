@@ -47,6 +47,12 @@ class ChatModel:
                     usage: Any = getattr(chunk, "usage_metadata", None) or {}
                     yield Piece(str(chunk.text), usage.get("input_tokens", 0), usage.get("output_tokens", 0), self.name)
 
+    async def close(self) -> None:
+        """Hang up the connections that are kept for the next answer, where they are ours."""
+        client = getattr(self._model, "http_async_client", None)
+        if client is not None:
+            await client.aclose()
+
     async def _open(self) -> BaseChatModel:
         async with self._lock:
             if self._model is None:

@@ -269,7 +269,7 @@ class Wire:
     breaks: bool = False
     asked: list[dict] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
-    """Whether a client went away before it had everything."""
+    """Whether a client went away: before it had everything, or from a connection that was kept after an error."""
     was_asked: threading.Event = field(default_factory=threading.Event)
     has_spoken: threading.Event = field(default_factory=threading.Event)
     url: str = ""
@@ -291,6 +291,9 @@ class Wire:
         talking, leaving = asyncio.ensure_future(self._talk(writer)), asyncio.ensure_future(reader.read(1))
         await asyncio.wait({talking, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not talking.done():
+            self.hung_up.set()
+        elif self.status != 200:  # a connection that is kept, as servers do
+            await leaving
             self.hung_up.set()
         talking.cancel()
         leaving.cancel()
@@ -551,10 +554,14 @@ async def test_a_server_that_is_not_there_is_named_with_the_cure():
     model = open_chat("openai:x", base_url="http://127.0.0.1:9/v1", api_key=None, window=8192, max_tokens=9, timeout_seconds=9)
     with pytest.raises(ModelUnavailable, match="FOOTNOTE_LLM_BASE_URL"):
         await told(model)
+    await model.close()
 
 
-async def test_a_model_that_a_real_server_refuses_is_rejected(wire):
+async def test_a_model_that_a_real_server_refuses_is_rejected_and_hangs_up_when_it_is_closed(wire):
     wire.play(status=400)
     model = open_chat("openai:x", base_url=wire.url, api_key=None, window=8192, max_tokens=9, timeout_seconds=9)
     with pytest.raises(ModelRejected, match="FOOTNOTE_LLM_WINDOW"):
         await told(model)
+    assert not wire.hung_up.is_set()
+    await model.close()
+    assert wire.hung_up.wait(3)
