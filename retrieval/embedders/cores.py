@@ -1,4 +1,4 @@
-"""How many cores this process may use: what it was bound to, and what its container was given."""
+"""What this process may compute with: its share of the cores, and what they do with small integers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
+CPUS = Path("/proc/cpuinfo")
+WIDE_SUMS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""x86 instructions that add products of 8 bits in 32."""
+
+
+def overflows_in_int8(cpus: Path = CPUS) -> bool:
+    """Whether sums of products of 8-bit integers are clamped to 16 bits, as on x86 before VNNI. Unknown systems do not."""
+    lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.is_file() else []
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    return "avx2" in flags and not flags & WIDE_SUMS
 
 
 def available_cores(root: Path = CGROUPS, own: Path = OWN_GROUPS) -> int:

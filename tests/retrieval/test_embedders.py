@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from retrieval.embedders import open_embedder
-from retrieval.embedders.cores import available_cores
+from retrieval.embedders.cores import available_cores, overflows_in_int8
 from retrieval.embedders.folder import ModelFolder
 from retrieval.embedders.local import BUNDLED_MODEL, LocalEmbedder, TorchEngine, open_local
 from retrieval.embedders.openai import EmbeddingServer, EstimatingTokenizer, OpenAIEmbedder, open_openai
@@ -157,6 +157,16 @@ def test_cores_are_those_of_the_quota(groups, files, quota, tmp_path):
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert available_cores(tmp_path / "cgroup", own) == min(mine, quota or mine)
     assert available_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflows"), [("fma avx2", True), ("avx2 avx512_vnni", False), ("avx2 avx_vnni", False), ("neon", False)]
+)
+def test_a_cpu_that_clamps_its_integer_sums_is_known_by_its_flags(tmp_path, flags, overflows):
+    cpus = tmp_path / "cpuinfo"
+    cpus.write_text(f"processor : 0\nflags\t\t: fpu sse2 {flags}\n\nprocessor : 1\nflags\t\t: fpu sse2 {flags}\n")
+    assert overflows_in_int8(cpus) is overflows
+    assert overflows_in_int8(tmp_path / "missing") is False
 
 
 @pytest.fixture(scope="module")
