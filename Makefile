@@ -60,7 +60,7 @@ run: setup ## Start the service, ingest data/samples, answer a first question, s
 	@exec $(BIN)/footnote serve --demo $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: setup ## Run the whole suite (ARGS= goes to pytest)
-	@exec $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@exec $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Combinations and faults are chosen by name: make chaos ARGS="-k 'redis and postgres and worker'"
 chaos: setup ## Break an installation at random, many times, and count what was lost (SEED=, ROUNDS=, DOCUMENTS=)
