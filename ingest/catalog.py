@@ -42,7 +42,7 @@ from ingest.records import (
 )
 from ingest.schema import collections, documents, entries, generations, jobs, metadata_keys, requests, writes
 from retrieval.errors import CollectionNotFound, DocumentNotFound, IdempotencyConflict, QuotaExceeded
-from retrieval.types import Metadata
+from retrieval.types import Index, Metadata
 
 BLOBS_AT_ONCE = 500
 RETIRED_SECONDS = 60
@@ -118,9 +118,10 @@ class Catalog:
             )
         return generation_of(row) if row["id"] else None
 
-    async def revise(self, collection: str) -> None:
-        """Note that what readers of the collection find may have changed; unknown is a no-op."""
-        revised = sa.update(collections).where(collections.c.name == collection).values(revision=collections.c.revision + 1)
+    async def revise(self, index: Index) -> None:
+        """Note that what readers of the index find may have changed; a no-op where it is not the one that they read."""
+        read = sa.and_(collections.c.name == index.collection, collections.c.live_generation == index.generation)
+        revised = sa.update(collections).where(read).values(revision=collections.c.revision + 1)
         async with self.database.writing() as connection:
             await connection.execute(revised)
 

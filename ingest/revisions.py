@@ -7,26 +7,48 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ingest.catalog import Catalog
+from ingest.together import Together
 from retrieval.stores import VectorStore
 from retrieval.types import EmbeddedChunk, Index
+
+Documents = Mapping[str, Sequence[EmbeddedChunk]]
+
+DOCUMENTS_AT_ONCE = 32
+LARGE = 256
+"""Chunks of a document that is written by itself: it gains nothing from company, and others would wait for it."""
 
 
 class RevisedStore:
     """A `VectorStore` whose collections get a new revision after each write, before the writer hears that it is done.
 
     A reader takes the revision first and searches then, so what it finds is at least as new as the revision says.
+    Small documents that are written into an index at the same time are one write: a commit of LanceDB, a round of requests
+    to Weaviate, or a transaction of the catalog costs the same for one as for twenty.
     """
 
     def __init__(self, store: VectorStore, catalog: Catalog) -> None:
         self._store = store
         self._catalog = catalog
+        self._writes: dict[Index, Together[Documents]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)  # everything but writing
 
-    async def replace(self, index: Index, documents: Mapping[str, Sequence[EmbeddedChunk]]) -> None:
+    async def replace(self, index: Index, documents: Documents) -> None:
         """As `VectorStore.replace`."""
+        if sum(map(len, documents.values())) > LARGE:
+            await self._replace(index, [documents])
+            return
+        writes = self._writes.setdefault(index, Together(lambda some: self._replace(index, some), most=DOCUMENTS_AT_ONCE))
+        try:
+            await writes.do(documents)
+        finally:
+            if writes.idle:
+                self._writes.pop(index, None)
+
+    async def _replace(self, index: Index, writes: Sequence[Documents]) -> None:
+        documents = {document_id: chunks for each in writes for document_id, chunks in each.items()}
         try:
             await self._store.replace(index, documents)
         finally:  # what was refused or stopped half-way may have been written all the same
-            await asyncio.shield(self._catalog.revise(index.collection))
+            await asyncio.shield(self._catalog.revise(index))

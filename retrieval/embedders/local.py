@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from retrieval.embedders import EngineChoice
+from retrieval.embedders.batches import Batches
 from retrieval.embedders.cores import available_cores
-from retrieval.embedders.document_batches import DocumentBatches
 from retrieval.embedders.folder import ModelFolder, file_hash
 from retrieval.embedders.unit import clean, unit_rows
 from retrieval.errors import ConfigurationError, EmbedderUnavailable, MissingDependency
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
+
+SHORT = 500
+"""Characters of a question that are counted sooner than another thread is asked to."""
+LIKE_TOKENS = 32
+"""Questions up to this length share a batch whatever their lengths: padding them costs less than a batch more."""
 
 T = TypeVar("T")
 
@@ -106,28 +111,35 @@ class LocalEmbedder:
         self._engine = engine
         self._query_prefix = folder.query_prefix
         self._passage_prefix = folder.passage_prefix
-        self._questions = ThreadPoolExecutor(1, thread_name_prefix="questions")
-        self._passages = ThreadPoolExecutor(engine.lanes, thread_name_prefix="passages")
-        self._batches = DocumentBatches(lambda texts: unit_rows(engine.encode(texts)), self._passages, engine.lanes)
+        self._threads = ThreadPoolExecutor(engine.lanes, thread_name_prefix="passages")
+        self._passages = Batches(lambda texts: unit_rows(engine.encode(texts)), self._threads, engine.lanes)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="questions")
+        self._questions = Batches(lambda texts: unit_rows(engine.encode_questions(texts)), self._thread, 1)
         self._closed = False
 
     async def embed_documents(self, texts: Sequence[str]) -> Matrix:
         """Shape (len(texts), dimension), in the order given. Texts of like length share a batch, whoever asks for them."""
-        fitting = await self._run(self._passages, lambda: [self._fitting(text) for text in texts])
+        fitting = await self._run(self._threads, lambda: [self._fitting(text) for text in texts])
         prefixed = [self._passage_prefix + text for text, _ in fitting]
-        return await self._batches.encode(prefixed, [tokens for _, tokens in fitting], self.dimension)
+        return await self._passages.encode(prefixed, [tokens for _, tokens in fitting], self.dimension)
 
     async def embed_query(self, text: str) -> Vector:
-        def encode() -> Matrix:
-            return unit_rows(self._engine.encode_questions([self._query_prefix + self._fitting(text)[0]]))
-
-        vector: Vector = (await self._run(self._questions, encode))[0]
+        """Questions that come while others are computed share the next batch; one that comes alone waits for nothing."""
+        if self._closed:
+            raise self._closing()
+        if len(text) <= SHORT:
+            fitting, tokens = self._fitting(text)
+        else:
+            fitting, tokens = await self._run(self._thread, lambda: self._fitting(text))
+        prefixed, length = self._query_prefix + fitting, max(tokens, LIKE_TOKENS)
+        vector: Vector = (await self._questions.encode([prefixed], [length], self.dimension))[0]
         return vector
 
     async def close(self) -> None:
         self._closed = True
-        self._batches.close(self._closing())
-        for threads in (self._questions, self._passages):
+        for batches in (self._passages, self._questions):
+            batches.close(self._closing())
+        for threads in (self._threads, self._thread):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
     async def _run(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:

@@ -127,9 +127,11 @@ class LanceStore:
     async def create(self, index: Index) -> None:
         name = place_name(index)
         with translated(self.folder):
-            async with self._turn(name):
-                table = await self._open(name) or await create_table(self._database, name, index.dimension)
-                check_dimension(index, await dimension_of(table))
+            table = await self._open(name)  # mostly it is there, and nobody need wait for the writers of it
+            if table is None:
+                async with self._turn(name):
+                    table = await self._open(name) or await create_table(self._database, name, index.dimension)
+            check_dimension(index, await dimension_of(table))
 
     async def drop(self, index: Index) -> None:
         name = place_name(index)

@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -59,6 +61,39 @@ class TestLocal(EmbedderContract):
         await embedder.close()
         with pytest.raises(EmbedderUnavailable, match="closed"):
             await embedder.embed_query("x")
+
+
+class Slow:
+    """An engine whose vector of a text is its length; it computes when it may, and remembers its batches of questions."""
+
+    name, lanes = "slow", 1
+
+    def __init__(self) -> None:
+        self.questions: list[list[str]] = []
+        self.may = threading.Event()
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return np.asarray([[len(text), 1, *[0] * 382] for text in texts], np.float32)
+
+    def encode_questions(self, texts: Sequence[str]) -> np.ndarray:
+        self.questions.append(list(texts))
+        assert self.may.wait(20)
+        return self.encode(texts)
+
+
+async def test_questions_that_come_while_one_is_computed_share_the_next_batch():
+    engine = Slow()
+    embedder = LocalEmbedder(LOCAL, ModelFolder(BUNDLED, BUNDLED_MODEL), engine)
+    asked = ["What is a vault?", *("Who " + "really " * n + "asks?" for n in range(5)), "Why? " * 50]
+    tasks = []
+    for text in asked:
+        tasks.append(asyncio.create_task(embedder.embed_query(text)))
+        await asyncio.sleep(0.02)
+    engine.may.set()
+    vectors = await asyncio.gather(*tasks)
+    await embedder.close()
+    assert [round(vector[0] / vector[1]) for vector in vectors] == [len(text) for text in asked]
+    assert [len(batch) for batch in engine.questions] == [1, 5, 1]
 
 
 async def opened(spec: str, **values) -> LocalEmbedder:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from retrieval.embedders.document_batches import DocumentBatches
+from retrieval.embedders.batches import Batches
 from retrieval.errors import EmbedderUnavailable
 
 
@@ -48,15 +48,15 @@ def model():
 @pytest.fixture(params=[1, 2])
 def batches(request, model):
     with ThreadPoolExecutor(request.param) as threads:
-        yield DocumentBatches(model.encode, threads, request.param, budget=100)
+        yield Batches(model.encode, threads, request.param, budget=100)
         model.may.set()
 
 
-async def embed(batches: DocumentBatches, texts: Sequence[str]) -> np.ndarray:
+async def embed(batches: Batches, texts: Sequence[str]) -> np.ndarray:
     return await batches.encode(texts, [len(text) for text in texts], 2)
 
 
-async def begun(model: Model, batches: DocumentBatches, *calls: Sequence[str]) -> list[asyncio.Task]:
+async def begun(model: Model, batches: Batches, *calls: Sequence[str]) -> list[asyncio.Task]:
     """The calls in their order, all waiting behind batches that keep every lane busy."""
     model.may.clear()
     busy = [asyncio.create_task(embed(batches, ["#" * 100])) for _ in range(batches._free)]
@@ -138,3 +138,9 @@ async def test_closing_ends_the_waiting(model, batches):
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results[-2:]] == [EmbedderUnavailable] * 2
     assert all(isinstance(result, np.ndarray) for result in results[:-2])
+
+
+async def test_a_model_that_gives_other_vectors_than_asked_for_is_an_error_and_no_wait(model, batches):
+    with pytest.raises(ValueError, match="dimension 3"):
+        await batches.encode(["a"], [1], 3)
+    assert (await embed(batches, ["after"])).shape == (1, 2)

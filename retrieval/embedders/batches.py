@@ -1,4 +1,4 @@
-"""Passages of all documents that are worked on at once, computed together."""
+"""Texts of all callers that wait at once, computed together: passages of several documents, or several questions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Text:
     tokens: int
 
 
-class DocumentBatches:
+class Batches:
     """Puts texts of like length into a batch, whoever asks for them: little is padding, and a short document is not a
     batch of its own. The caller that has waited longest is served first.
 
@@ -99,6 +99,8 @@ class DocumentBatches:
         [vectors] = await asyncio.gather(self._in_thread([text.text for text in batch]), return_exceptions=True)
         if isinstance(vectors, BaseException):
             return vectors
+        if vectors.shape != (len(batch), dimension := batch[0].call.vectors.shape[1]):
+            return ValueError(f"the model gave {vectors.shape} numbers for {len(batch)} texts of dimension {dimension}")
         for text, vector in zip(batch, vectors, strict=True):
             text.call.vectors[text.position] = vector
             text.call.left -= 1

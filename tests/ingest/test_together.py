@@ -1,0 +1,82 @@
+"""Calls that are made as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from ingest.together import Together
+
+
+class Acts:
+    """Does what it is told when it is let go on; what is in `bad` fails, and all that is done with it."""
+
+    def __init__(self, *bad: str) -> None:
+        self.bad = set(bad)
+        self.calls: list[list[str]] = []
+        self.go = asyncio.Event()
+
+    async def __call__(self, items: Sequence[str]) -> None:
+        self.calls.append(list(items))
+        await self.go.wait()
+        if found := self.bad & set(items):
+            raise ValueError(*sorted(found))
+
+
+async def started(together: Together[str], *items: str) -> list[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(together.do(item)) for item in items]
+    await asyncio.sleep(0.01)
+    return tasks
+
+
+async def test_what_comes_while_one_is_under_way_is_done_as_one():
+    acts = Acts()
+    together = Together(acts, most=3)
+    first = await started(together, "a")
+    others = await started(together, "b", "c", "d", "e")
+    assert acts.calls == [["a"]]
+    acts.go.set()
+    await asyncio.gather(*first, *others)
+    assert acts.calls == [["a"], ["b", "c", "d"], ["e"]]
+    assert together.idle
+    await together.do("f")
+    assert acts.calls[-1] == ["f"]
+
+
+async def test_an_error_is_its_own_callers():
+    acts = Acts("bad")
+    together = Together(acts, most=9)
+    tasks = [*await started(together, "first"), *await started(together, "good", "bad", "also good")]
+    acts.go.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), type(None), ValueError, type(None)]
+    assert acts.calls == [["first"], ["good", "bad", "also good"], ["good"], ["bad"], ["also good"]]
+
+
+async def test_who_is_cancelled_while_waiting_is_never_done():
+    acts = Acts()
+    together = Together(acts, most=9)
+    [first] = await started(together, "first")
+    gone, last = await started(together, "gone", "last")
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    acts.go.set()
+    await asyncio.gather(first, last)
+    assert acts.calls == [["first"], ["last"]]
+
+
+@pytest.mark.parametrize("bad", [(), ("a",)])
+async def test_who_is_cancelled_while_it_is_done_ends_when_that_has_ended(bad):
+    acts = Acts(*bad)
+    together = Together(acts, most=9)
+    [task] = await started(together, "a")
+    task.cancel()
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    acts.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert together.idle
