@@ -101,10 +101,7 @@ class Catalog:
         return found[0]
 
     async def has_collection(self, name: str) -> bool:
-        async with self.database.reading() as connection:
-            return (
-                await connection.execute(sa.select(collections.c.name).where(collections.c.name == name))
-            ).first() is not None
+        return await self.database.first(sa.select(collections.c.name).where(collections.c.name == name)) is not None
 
     async def list_collections(self, *, limit: int, cursor: str | None = None) -> list[Collection]:
         return await self._collections(collections.c.name > (cursor or ""), limit=limit)
@@ -131,8 +128,7 @@ class Catalog:
             .where(generations.c.collection == collection, generations.c.state.in_(states))
             .order_by(generations.c.id)
         )
-        async with self.database.reading() as connection:
-            return [generation_of(row) for row in (await connection.execute(query)).mappings()]
+        return [generation_of(row) for row in await self.database.rows(query)]
 
     async def create_generation(
         self, collection: str, *, embedder: str, fingerprint: str, schema: str, dimension: int, chunking: Chunking, live: bool
@@ -215,8 +211,7 @@ class Catalog:
         query = sa.select(generations).where(
             generations.c.state == "retired", generations.c.retired_at < time() - RETIRED_SECONDS
         )
-        async with self.database.reading() as connection:
-            return [generation_of(row) for row in (await connection.execute(query)).mappings()]
+        return [generation_of(row) for row in await self.database.rows(query)]
 
     async def forget_generation(self, generation_id: str) -> None:
         async with self.database.writing() as connection:
@@ -299,8 +294,7 @@ class Catalog:
         tree = tree.union(sa.select(documents.c.id).join(tree, documents.c.parent_id == tree.c.id))
         pending = sa.select(jobs.c.id).join(tree, jobs.c.document_id == tree.c.id)
         unsettled = sa.and_(jobs.c.kind == "ingest", jobs.c.state.in_(["queued", "running"]))
-        async with self.database.reading() as connection:
-            return await self._row(connection, pending.where(unsettled).limit(1)) is not None
+        return await self.database.first(pending.where(unsettled).limit(1)) is not None
 
     async def forget_writes(self) -> None:
         """Tokens of long ago need no rows."""
@@ -354,8 +348,8 @@ class Catalog:
 
     async def parts_below(self, document_id: str) -> list[str]:
         """Ids of all documents that came out of this one, at any depth."""
-        async with self.database.reading() as connection:
-            return list((await connection.execute(sa.select(below([document_id]).c.id))).scalars())
+        ids: list[str] = await self.database.scalars(sa.select(below([document_id]).c.id))
+        return ids
 
     async def room_for_parts(self, document_id: str) -> Room:
         """How many documents and bytes may come out of this one; it counts again when they are settled."""
@@ -370,14 +364,13 @@ class Catalog:
         held = (entries.c.version, entries.c.sha256, entries.c.media_type)
         own = (documents.c.id, documents.c.collection, documents.c.name, documents.c.metadata)
         query = sa.select(*own, *held).select_from(joined)
-        async with self.database.reading() as connection:
-            return await self._row(connection, query.where(documents.c.id == document_id, documents.c.status != "deleting"))
+        row = await self.database.first(query.where(documents.c.id == document_id, documents.c.status != "deleting"))
+        return dict(row) if row else None
 
     async def blobs_of(self, document_id: str) -> set[str]:
         """Hashes of the originals and texts that the indexes refer to for a document."""
         query = sa.select(entries.c.sha256, entries.c.text_key).where(entries.c.document_id == document_id)
-        async with self.database.reading() as connection:
-            return {key for row in (await connection.execute(query)).all() for key in row}
+        return {key for row in await self.database.rows(query) for key in row.values()}
 
     async def remove_blobs(self, hashes: Sequence[str], remove: Callable[[Sequence[str]], Awaitable[None]]) -> None:
         """Call `remove` with those of these bytes that nothing refers to, while nobody can begin to."""
@@ -396,9 +389,8 @@ class Catalog:
         """Which types each metadata key has had in a collection: `string`, `number`, `bool`, `list`."""
         query = sa.select(metadata_keys.c.key, metadata_keys.c.type).where(metadata_keys.c.collection == collection)
         known: dict[str, set[str]] = {}
-        async with self.database.reading() as connection:
-            for key, kind in await connection.execute(query):
-                known.setdefault(key, set()).add(kind)
+        for row in await self.database.rows(query):
+            known.setdefault(row["key"], set()).add(row["type"])
         return known
 
     # --- inside a transaction ---------------------------------------------------------------------------------------------
@@ -487,9 +479,8 @@ class Catalog:
         return list((await connection.execute(query.order_by(documents.c.id).limit(limit))).scalars())
 
     async def _collections(self, where: sa.ColumnElement[bool], *, limit: int) -> list[Collection]:
-        async with self.database.reading() as connection:
-            found = sa.select(collections, *_held()).where(where).order_by(collections.c.name).limit(limit)
-            return [Collection(**row) for row in (await connection.execute(found)).mappings()]
+        found = sa.select(collections, *_held()).where(where).order_by(collections.c.name).limit(limit)
+        return [Collection(**row) for row in await self.database.rows(found)]
 
     async def _documents(self, where: sa.ColumnElement[bool], *, limit: int) -> list[Document]:
         joined = documents.outerjoin(collections, collections.c.name == documents.c.collection).outerjoin(
@@ -501,10 +492,12 @@ class Catalog:
             entries.c.text_key,
         )
         query = sa.select(documents, *held).select_from(joined).where(where).order_by(documents.c.id.desc()).limit(limit)
-        async with self.database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
-            holders = [row["id"] for row in rows if (row["receipt"] or {}).get("parts")]
-            failed = await failed_below(connection, holders) if holders else {}
+        rows = await self.database.rows(query)
+        holders = [row["id"] for row in rows if (row["receipt"] or {}).get("parts")]
+        failed = dict[str, int]()
+        if holders:
+            async with self.database.reading() as connection:
+                failed = await failed_below(connection, holders)
         return [document_of({**row, "failed_parts": failed.get(row["id"], 0)}) for row in rows]
 
     @staticmethod

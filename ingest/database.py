@@ -6,7 +6,8 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from ingest import one_hop
 from ingest.schema import migrate
 from retrieval.errors import CatalogUnavailable, ConfigurationError, InvalidInput, StorageFull
 
@@ -24,6 +26,8 @@ _QUEUED = "footnote_queued"
 PASSING = ("08", "40", "53", "57")
 """Classes of PostgreSQL's error codes that may pass: connection lost, rolled back for another, no resources, going down."""
 
+READERS = 4
+"""Threads that read one statement each."""
 POOL = 16
 """Connections to SQLite that are kept. None beyond: each would cost a thread and four pragmas, for a read of a millisecond."""
 
@@ -47,6 +51,9 @@ class Database:
         self.announce = announce
         self.is_sqlite = engine.dialect.name == "sqlite"
         self._direct = _direct_engine(engine.url) if self.is_sqlite else None
+        # SQLite has one writer at a time, and who finds it busy sleeps: those of one process rather stand in line.
+        self._turn = asyncio.Lock() if self.is_sqlite else nullcontext()
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="catalog")  # started when first needed
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -58,7 +65,7 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block, or rolls back if it raises."""
         with _translated():
-            async with self.engine.connect() as connection:
+            async with self._turn, self.engine.connect() as connection:
                 writing = await connection.execution_options(footnote_write=True)
                 queued = writing.info[_QUEUED] = dict[str, list[str]]()
                 async with writing.begin():
@@ -66,17 +73,24 @@ class Database:
         for queue, job_ids in queued.items():
             self.announce(queue, job_ids)
 
-    async def first(self, query: sa.Select[Any], values: Mapping[str, Any]) -> sa.RowMapping | None:
-        """The first row of one statement, for what is read with each question.
+    async def rows(self, query: sa.Executable, values: Mapping[str, Any] | None = None) -> Sequence[sa.RowMapping]:
+        """All rows of one statement that reads.
 
         On SQLite by one hop to a thread and back, at a fifth of what a transaction through the asynchronous driver costs.
         """
         if self._direct is None:
             async with self.reading() as connection:
-                row: sa.RowMapping | None = (await connection.execute(query, values)).mappings().first()
-                return row
+                return (await connection.execute(query, values)).mappings().all()
         with _translated():
-            return await asyncio.to_thread(_first, self._direct, query, values)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, _rows, self._direct, query, values)
+
+    async def scalars(self, query: sa.Executable, values: Mapping[str, Any] | None = None) -> list[Any]:
+        """The first value of each of its rows."""
+        return [next(iter(row.values())) for row in await self.rows(query, values)]
+
+    async def first(self, query: sa.Executable, values: Mapping[str, Any] | None = None) -> sa.RowMapping | None:
+        """The first of its rows, which should be few."""
+        return next(iter(await self.rows(query, values)), None)
 
     async def lock(self, connection: AsyncConnection, name: str) -> None:
         """Hold off other writers of `name` until this transaction ends. SQLite's writers exclude each other anyway."""
@@ -85,13 +99,14 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+        await asyncio.to_thread(self._threads.shutdown)
         if self._direct is not None:
             self._direct.dispose()
 
 
-def _first(engine: sa.Engine, query: sa.Select[Any], values: Mapping[str, Any]) -> sa.RowMapping | None:
+def _rows(engine: sa.Engine, query: sa.Executable, values: Mapping[str, Any] | None) -> Sequence[sa.RowMapping]:
     with engine.connect() as connection:
-        return connection.execute(query, values).mappings().first()
+        return connection.execute(query, values).mappings().all()
 
 
 def _direct_engine(url: sa.URL) -> sa.Engine:
@@ -100,7 +115,7 @@ def _direct_engine(url: sa.URL) -> sa.Engine:
         url.set(drivername="sqlite"),
         connect_args={"timeout": 30, "check_same_thread": False},
         isolation_level="AUTOCOMMIT",
-        pool_size=POOL,
+        pool_size=READERS,
         max_overflow=0,
         pool_timeout=60,
         pool_reset_on_return=None,
@@ -151,7 +166,8 @@ def _engine(url: sa.URL) -> AsyncEngine:
         return create_async_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(url, connect_args={"timeout": 30}, pool_size=POOL, max_overflow=0, pool_timeout=60)
+    options = {"timeout": 30, "async_creator_fn": one_hop.connect}
+    engine = create_async_engine(url, connect_args=options, pool_size=POOL, max_overflow=0, pool_timeout=60)
     sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

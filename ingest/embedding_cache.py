@@ -107,8 +107,7 @@ class EmbeddingCache:
         counted = Counter(self._counted)
         if (database := self._usable()) is not None:
             with self._spared():
-                async with database.reading() as connection:
-                    counted.update({row.result: row.texts for row in await connection.execute(sa.select(_counts))})
+                counted.update({row["result"]: row["texts"] for row in await database.rows(sa.select(_counts))})
         return dict(counted)
 
     async def flush(self) -> None:
@@ -131,11 +130,11 @@ class EmbeddingCache:
         if database is None:
             return vectors
         with self._spared():
-            async with database.reading() as connection:
-                rows = (await connection.execute(sa.select(_vectors).where(_vectors.c.key.in_(keys)))).all()
+            rows = await database.rows(sa.select(_vectors).where(_vectors.c.key.in_(keys)))
             old = self._clock() - USED_SECONDS
-            await self._note_use(database, [row.key for row in rows if row.used_at < old])
-            vectors.update({row.key: vector for row in rows if (vector := _vector(row.vector, dimension)) is not None})
+            await self._note_use(database, [row["key"] for row in rows if row["used_at"] < old])
+            found = {row["key"]: _vector(row["vector"], dimension) for row in rows}
+            vectors.update({key: vector for key, vector in found.items() if vector is not None})
         return vectors
 
     async def _note_use(self, database: Database, keys: Collection[bytes]) -> None:
@@ -165,10 +164,9 @@ class EmbeddingCache:
                 await self._make_room(database)
 
     async def _make_room(self, database: Database) -> None:
-        async with database.reading() as connection:
-            measured = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.func.length(_vectors.c.vector)), 0))
-            count, size = (await connection.execute(measured.select_from(_vectors))).one()
-        size = int(size) + count * ROW_BYTES
+        total = sa.func.coalesce(sa.func.sum(sa.func.length(_vectors.c.vector)), 0)
+        [held] = await database.rows(sa.select(sa.func.count().label("count"), total.label("size")).select_from(_vectors))
+        count, size = held["count"], int(held["size"]) + held["count"] * ROW_BYTES
         self._unmeasured = 0
         if size <= self._limit:
             return

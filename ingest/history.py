@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from time import monotonic, time
 
 import sqlalchemy as sa
@@ -48,8 +47,7 @@ class History:
         after = ""
         while True:
             page = sa.select(key).where(key > after, *over).order_by(key).limit(AT_ONCE)
-            async with self.database.reading() as connection:
-                found: Sequence[str] = (await connection.execute(page)).scalars().all()
+            found = await self.database.scalars(page)
             if found:
                 async with self.database.writing() as connection:  # once more what is over: a job may have been revived
                     await connection.execute(sa.delete(key.table).where(key.in_(found), *over))

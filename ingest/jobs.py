@@ -39,6 +39,7 @@ CLAIM_TRIES = 8
 """Collections to try when others are taking the jobs at the same moment."""
 MADE_DUE = 1000
 """Jobs that have waited long enough and become due in one transaction."""
+_COUNT = sa.func.count().label("count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +130,16 @@ class Jobs:
         whose = next_place(tuple(order))
         served_last = {f"last_{queue}": collection for queue, collection in order.items()}
         times = {"now": now, "never": now + LONGEST_WAIT}
-        async with self.database.reading() as connection:
-            if (await connection.execute(overdue(turns.queues, 1), times)).first() is None:
-                row = (await connection.execute(whose, served_last)).first()
-                return (row.queue, row.collection) if row else None
+        if await self.database.first(overdue(turns.queues, 1), times) is not None:
+            await self._make_due(turns, times)
+        row = await self.database.first(whose, served_last)
+        return (row["queue"], row["collection"]) if row else None
+
+    async def _make_due(self, turns: Turns, times: Mapping[str, float]) -> None:
         async with self.database.writing() as connection:
             waiting = sa.select(jobs.c.id).where(jobs.c.id.in_(overdue(turns.queues, MADE_DUE)), jobs.c.state == "queued")
             made_due = sa.update(jobs).where(jobs.c.id.in_(self._unlocked(waiting))).values(run_after=0.0)
             await connection.execute(made_due, times)
-            row = (await connection.execute(whose, served_last)).first()
-        return (row.queue, row.collection) if row else None
 
     async def _claim(self, worker: str, queue: str, collection: str) -> Job | None:
         now = self.clock()
@@ -168,8 +169,7 @@ class Jobs:
 
     async def due_in(self, queues: Sequence[str]) -> float:
         """Seconds until the first of the waiting jobs is due; infinite if none waits."""
-        async with self.database.reading() as connection:
-            first = (await connection.execute(next_retry(tuple(queues)))).scalar()
+        [first] = await self.database.scalars(next_retry(tuple(queues)))
         return max(0.0, first - self.clock()) if first is not None else math.inf
 
     async def take_back(self) -> int:
@@ -178,8 +178,7 @@ class Jobs:
         Such a job may be what kills its workers. To be called several times in a lease.
         """
         running = sa.select(jobs.c.id, jobs.c.beats).where(jobs.c.state == "running")
-        async with self.database.reading() as connection:
-            beats = {row.id: row.beats for row in await connection.execute(running)}
+        beats = {row["id"]: row["beats"] for row in await self.database.rows(running)}
         silent = self._watch.silent(beats, self.steady())
         if not silent:
             return 0
@@ -347,9 +346,8 @@ class Jobs:
 
     async def rebuilds(self, generation: Generation) -> dict[str, int]:
         """How many of a re-index's documents are in which state."""
-        query = sa.select(jobs.c.state, sa.func.count()).where(_rebuild_of(generation)).group_by(jobs.c.state)
-        async with self.database.reading() as connection:
-            return {row[0]: row[1] for row in await connection.execute(query)}
+        query = sa.select(jobs.c.state, _COUNT).where(_rebuild_of(generation)).group_by(jobs.c.state)
+        return {row["state"]: row["count"] for row in await self.database.rows(query)}
 
     async def forget_rebuilds(self, generation: Generation) -> None:
         """A finished re-index needs its documents' jobs no more, nor should the next try find them failed."""
@@ -358,16 +356,14 @@ class Jobs:
 
     async def job(self, job_id: str) -> Job:
         """Raises `JobNotFound`."""
-        async with self.database.reading() as connection:
-            row = (await connection.execute(sa.select(jobs).where(jobs.c.id == job_id))).mappings().first()
+        row = await self.database.first(sa.select(jobs).where(jobs.c.id == job_id))
         if row is None:
             raise JobNotFound(f"there is no job {job_id!r}; GET /jobs lists them")
         return _job(row)
 
     async def by_id(self, job_ids: Sequence[str]) -> list[Job]:
         """Those of these jobs that exist."""
-        async with self.database.reading() as connection:
-            return [_job(row) for row in (await connection.execute(sa.select(jobs).where(jobs.c.id.in_(job_ids)))).mappings()]
+        return [_job(row) for row in await self.database.rows(sa.select(jobs).where(jobs.c.id.in_(job_ids)))]
 
     async def list_jobs(
         self,
@@ -385,23 +381,22 @@ class Jobs:
                 query = query.where(column == value)
         if cursor is not None:
             query = query.where(jobs.c.id < cursor)
-        async with self.database.reading() as connection:
-            return [_job(row) for row in (await connection.execute(query.order_by(jobs.c.id.desc()).limit(limit))).mappings()]
+        return [_job(row) for row in await self.database.rows(query.order_by(jobs.c.id.desc()).limit(limit))]
 
     async def unfinished(self, job_ids: Sequence[str]) -> int:
         """How many of these jobs are not at their end, and of those for the documents that came out of theirs."""
         tree = below(sa.select(jobs.c.document_id).where(jobs.c.id.in_(job_ids)))
         own = jobs.c.id.in_(job_ids)
         of_parts = sa.and_(jobs.c.document_id.in_(sa.select(tree.c.id)), jobs.c.id.not_in(job_ids))
-        count = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.state.in_(["queued", "running"]))
-        async with self.database.reading() as connection:  # two counts, as an index serves each but not both in one
-            return sum([int((await connection.execute(count.where(these))).scalar_one()) for these in (own, of_parts)])
+        count = sa.select(_COUNT).select_from(jobs).where(jobs.c.state.in_(["queued", "running"]))
+        # Two counts, as an index serves each but not both in one.
+        counts = [await self.database.scalars(count.where(these)) for these in (own, of_parts)]
+        return sum(int(number) for [number] in counts)
 
     async def depth(self) -> dict[str, int]:
         """How many jobs wait and run."""
-        query = sa.select(jobs.c.state, sa.func.count()).where(jobs.c.state.in_(["queued", "running"])).group_by(jobs.c.state)
-        async with self.database.reading() as connection:
-            found = {row[0]: row[1] for row in await connection.execute(query)}
+        query = sa.select(jobs.c.state, _COUNT).where(jobs.c.state.in_(["queued", "running"])).group_by(jobs.c.state)
+        found = {row["state"]: row["count"] for row in await self.database.rows(query)}
         return {"queued": found.get("queued", 0), "running": found.get("running", 0)}
 
     async def cancel(self, job_id: str) -> Job:

@@ -112,8 +112,7 @@ class Ledger:
             query = query.where(documents.c.id.in_(ids))
         if status is not None:
             query = query.where(documents.c.status == status)
-        async with self.database.reading() as connection:
-            return [Line(**row) for row in (await connection.execute(query.limit(limit))).mappings()]
+        return [Line(**row) for row in await self.database.rows(query.limit(limit))]
 
     async def strangers(self, generation: Generation, ids: Collection[str]) -> dict[str, bool]:
         """Those of which the generation should hold nothing and no job is about to write: does the catalog know them?"""
@@ -164,8 +163,8 @@ class Ledger:
     async def repairing(self, generation: Generation) -> int:
         """How many of its documents wait to be rebuilt."""
         query = sa.select(sa.func.count()).where(_repairs(generation), jobs.c.state.in_(UNFINISHED))
-        async with self.database.reading() as connection:
-            return int((await connection.execute(query)).scalar_one())
+        [number] = await self.database.scalars(query)
+        return int(number)
 
     async def compared(self, generation: Generation) -> None:
         """All of it was compared with the store just now; repairs that ended before yesterday are of no more use."""
@@ -177,8 +176,7 @@ class Ledger:
     async def last_compared(self, generation: Generation) -> float:
         """When, in seconds since the epoch; 0 for never."""
         query = sa.select(generations.c.compared_at).where(generations.c.id == generation.id)
-        async with self.database.reading() as connection:
-            return float((await connection.execute(query)).scalar() or 0.0)
+        return float(next(iter(await self.database.scalars(query)), None) or 0.0)
 
     async def unreferenced(self, hashes: Collection[str]) -> set[str]:
         """Those that no document and no entry names. A hint: only `Catalog.remove_blob` knows for sure."""
@@ -187,8 +185,7 @@ class Ledger:
             sa.select(entries.c.sha256).where(entries.c.sha256.in_(hashes)),
             sa.select(entries.c.text_key).where(entries.c.text_key.in_(hashes)),
         )
-        async with self.database.reading() as connection:
-            return set(hashes) - set((await connection.execute(named)).scalars())
+        return set(hashes) - set(await self.database.scalars(named))
 
     # --- passes ------------------------------------------------------------------------------------------------------------
 
@@ -196,9 +193,9 @@ class Ledger:
         """Take the pass, if the last one ended more than `every` seconds ago and nobody else is at it."""
         now = time()
         due = sa.and_(passes.c.name == name, passes.c.finished_at <= now - every, passes.c.lease_until < now)
-        async with self.database.reading() as connection:  # asked often: an idle worker must not take the write lock
-            if (await connection.execute(sa.select(passes.c.name).where(due))).first() is None:
-                return False
+        # Asked often: an idle worker must not take the write lock.
+        if await self.database.first(sa.select(passes.c.name).where(due)) is None:
+            return False
         async with self.database.writing() as connection:
             taken = sa.update(passes).where(due).values(worker=worker, lease_until=now + PASS_LEASE_SECONDS)
             return bool((await connection.execute(taken)).rowcount)
@@ -226,8 +223,7 @@ class Ledger:
 
     async def passes(self) -> list[PassRecord]:
         names = [passes.c[name] for name in PassRecord.__dataclass_fields__]
-        async with self.database.reading() as connection:
-            return [PassRecord(**row) for row in (await connection.execute(sa.select(*names))).mappings()]
+        return [PassRecord(**row) for row in await self.database.rows(sa.select(*names))]
 
     # --- inside a transaction ------------------------------------------------------------------------------------------------
 

@@ -85,9 +85,9 @@ async def write_notice(connection: AsyncConnection, job: Settled, error: Mapping
 
 async def backlog(database: Database) -> dict[str, int]:
     """How many notices wait to be sent, and how many were given up."""
-    query = sa.select(notices.c.run_after.is_(None), sa.func.count()).group_by(notices.c.run_after.is_(None))
-    async with database.reading() as connection:
-        found = {bool(row[0]): int(row[1]) for row in await connection.execute(query)}
+    given_up = notices.c.run_after.is_(None)
+    query = sa.select(given_up.label("given_up"), sa.func.count().label("count")).group_by(given_up)
+    found = {bool(row["given_up"]): int(row["count"]) for row in await database.rows(query)}
     return {"waiting": found.get(False, 0), "given_up": found.get(True, 0)}
 
 
@@ -148,9 +148,8 @@ class Courier:
     async def _take(self) -> list[Notice]:
         """Claim the ones that wait longest; a first look without the write lock, since there is mostly nothing."""
         due = sa.select(notices.c.id).where(notices.c.run_after <= self.clock()).order_by(notices.c.run_after).limit(AT_ONCE)
-        async with self.database.reading() as connection:
-            if (await connection.execute(due.limit(1))).first() is None:
-                return []
+        if await self.database.first(due.limit(1)) is None:
+            return []
         async with self.database.writing() as connection:
             if not self.database.is_sqlite:
                 due = due.with_for_update(skip_locked=True)

@@ -26,18 +26,16 @@ class Pace:
 
     async def queued(self) -> int:
         """How many jobs wait that somebody asked for: what a re-index or a repair rebuilds must shut no door."""
-        async with self.database.reading() as connection:
-            asked_for = sa.and_(jobs.c.state == "queued", jobs.c.queue.in_(("delete", "ingest")))
-            waiting = sa.select(sa.func.count()).select_from(jobs).where(asked_for)
-            return int((await connection.execute(waiting)).scalar_one())
+        asked_for = sa.and_(jobs.c.state == "queued", jobs.c.queue.in_(("delete", "ingest")))
+        [waiting] = await self.database.scalars(sa.select(sa.func.count()).select_from(jobs).where(asked_for))
+        return int(waiting)
 
     async def per_second(self) -> float:
         """Jobs that ended lately, per second; 0.0 if none did."""
         now = self.clock()
-        query = sa.select(sa.func.count(), sa.func.min(jobs.c.finished_at)).where(jobs.c.finished_at > now - WINDOW_SECONDS)
-        async with self.database.reading() as connection:
-            count, first = (await connection.execute(query)).one()
-        return count / max(1.0, now - first) if count else 0.0
+        count, first = sa.func.count().label("count"), sa.func.min(jobs.c.finished_at).label("first")
+        [ended] = await self.database.rows(sa.select(count, first).where(jobs.c.finished_at > now - WINDOW_SECONDS))
+        return ended["count"] / max(1.0, now - ended["first"]) if ended["count"] else 0.0
 
     async def seconds_for(self, count: int, *, unknown: float) -> float:
         """How long so many jobs take; `unknown` if nothing ended lately."""
@@ -64,9 +62,8 @@ class Pace:
         urgency = sa.case({queue: number for number, queue in enumerate(QUEUES)}, value=waiting.c.queue)
         place = sa.func.row_number().over(order_by=(urgency, waiting.c.turn, waiting.c.collection))
         line = sa.select(waiting.c.id, place.label("place")).subquery()
-        async with self.database.reading() as connection:
-            rows = await connection.execute(sa.select(line).where(line.c.id.in_(ids)))
-            return {row[0]: row[1] - 1 for row in rows}
+        rows = await self.database.rows(sa.select(line).where(line.c.id.in_(ids)))
+        return {row["id"]: row["place"] - 1 for row in rows}
 
 
 class Meter:
