@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _QUEUED = "footnote_queued"
 PASSING = ("08", "40", "53", "57")
 """Classes of PostgreSQL's error codes that may pass: connection lost, rolled back for another, no resources, going down."""
 
-READERS = 4
+READERS = 8
 """Threads that read one statement each."""
 POOL = 16
 """Connections to SQLite that are kept. None beyond: each would cost a thread and four pragmas, for a read of a millisecond."""
@@ -46,13 +46,15 @@ def note_queued(connection: AsyncConnection, queue: str, job_ids: Sequence[str])
 class Database:
     """Transactions on the catalog's database; everything that a driver raises leaves here as ours."""
 
-    def __init__(self, engine: AsyncEngine, announce: Announce) -> None:
+    def __init__(self, engine: AsyncEngine, announce: Announce, *, patience: float = 30.0) -> None:
+        """`patience`: seconds that a writer of SQLite stands in line."""
         self.engine = engine
         self.announce = announce
         self.is_sqlite = engine.dialect.name == "sqlite"
         self._direct = _direct_engine(engine.url) if self.is_sqlite else None
         # SQLite has one writer at a time, and who finds it busy sleeps: those of one process rather stand in line.
-        self._turn = asyncio.Lock() if self.is_sqlite else nullcontext()
+        self._line = asyncio.Lock()
+        self._patience = patience
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="catalog")  # started when first needed
 
     @asynccontextmanager
@@ -65,13 +67,25 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block, or rolls back if it raises."""
         with _translated():
-            async with self._turn, self.engine.connect() as connection:
+            async with self._turn(), self.engine.connect() as connection:
                 writing = await connection.execution_options(footnote_write=True)
                 queued = writing.info[_QUEUED] = dict[str, list[str]]()
                 async with writing.begin():
                     yield writing
         for queue, job_ids in queued.items():
             self.announce(queue, job_ids)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        async with asyncio.timeout(self._patience):
+            await self._line.acquire()
+        try:
+            yield
+        finally:
+            self._line.release()
 
     async def rows(self, query: sa.Executable, values: Mapping[str, Any] | None = None) -> Sequence[sa.RowMapping]:
         """All rows of one statement that reads.
@@ -156,7 +170,7 @@ async def open_database(url: str, announce: Announce = _tell_nobody) -> Database
 
 def beside(file: Path) -> Database:
     """A SQLite file of its own, for what nobody would miss: it waits for no lock for long, and a power cut may cost the end."""
-    database = Database(_engine(sa.URL.create("sqlite+aiosqlite", database=str(file))), _tell_nobody)
+    database = Database(_engine(sa.URL.create("sqlite+aiosqlite", database=str(file))), _tell_nobody, patience=5.0)
     sa.event.listen(database.engine.sync_engine, "connect", _prepare_dispensable)
     return database
 

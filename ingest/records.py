@@ -42,7 +42,7 @@ class Generation:
     pinned: bool = False
     """The collection keeps this generation's embedder whatever the setting says (it was chosen by `reindex --embedder`)."""
     revision: int = 0
-    """Of the collection when this was read: it grows after every write to its indexes."""
+    """Of the collection when this was read: it grows after every write into the index that is read."""
 
     @property
     def index(self) -> Index:
@@ -73,7 +73,7 @@ class Collection:
     max_documents: int = 0
     max_bytes: int = 0
     revision: int = 0
-    """Grows after every write to the collection's indexes."""
+    """Grows after every write into the index that is read."""
     documents: int = 0
     chunks: int = 0
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ingest.catalog import Catalog
 from ingest.together import Together
+from retrieval.errors import CatalogUnavailable, StorageFull, StoreUnavailable
 from retrieval.stores import VectorStore
 from retrieval.types import EmbeddedChunk, Index
 
 Documents = Mapping[str, Sequence[EmbeddedChunk]]
 
 DOCUMENTS_AT_ONCE = 32
+OUTAGES = (StoreUnavailable, StorageFull, CatalogUnavailable)
+"""Whose fault a document is not, so that each of a group need not find out by itself."""
 LARGE = 256
 """Chunks of a document that is written by itself: it gains nothing from company, and others would wait for it."""
 
 
 class RevisedStore:
-    """A `VectorStore` whose collections get a new revision after each write, before the writer hears that it is done.
+    """A `VectorStore` whose collections get a new revision after each write into the index that is read, before the writer
+    hears that it is done.
 
     A reader takes the revision first and searches then, so what it finds is at least as new as the revision says.
     Small documents that are written into an index at the same time are one write: a commit of LanceDB, a round of requests
@@ -39,12 +44,15 @@ class RevisedStore:
         if sum(map(len, documents.values())) > LARGE:
             await self._replace(index, [documents])
             return
-        writes = self._writes.setdefault(index, Together(lambda some: self._replace(index, some), most=DOCUMENTS_AT_ONCE))
+        writes = self._writes.get(index)
+        if writes is None:
+            writes = Together(partial(self._replace, index), most=DOCUMENTS_AT_ONCE, of_all=OUTAGES)
+            self._writes[index] = writes
         try:
             await writes.do(documents)
         finally:
-            if writes.idle:
-                self._writes.pop(index, None)
+            if writes.idle and self._writes.get(index) is writes:
+                del self._writes[index]
 
     async def _replace(self, index: Index, writes: Sequence[Documents]) -> None:
         documents = {document_id: chunks for each in writes for document_id, chunks in each.items()}

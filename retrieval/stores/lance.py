@@ -127,7 +127,9 @@ class LanceStore:
     async def create(self, index: Index) -> None:
         name = place_name(index)
         with translated(self.folder):
-            table = await self._open(name)  # mostly it is there, and nobody need wait for the writers of it
+            table = None
+            with suppress(RuntimeError, ValueError):  # another is about to make it
+                table = await self._open(name)  # mostly it is there, and nobody need wait for the writers of it
             if table is None:
                 async with self._turn(name):
                     table = await self._open(name) or await create_table(self._database, name, index.dimension)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from ingest.database import Database, open_database
+from ingest.database import Database, beside, open_database
 from retrieval.errors import CatalogUnavailable
 
 NOTES = sa.Table(
@@ -79,11 +79,13 @@ async def test_a_writer_that_is_cancelled_leaves_nothing_and_no_lock(database):
     assert await write(database, "stays") == [1]
 
 
-async def test_a_closed_database_says_so(tmp_path):
-    opened = await open_database(f"sqlite+aiosqlite:///{tmp_path}/catalog.sqlite")
-    await opened.close()
-    Path(tmp_path, "catalog.sqlite").unlink()
-    Path(tmp_path, "catalog.sqlite").mkdir()
-    with pytest.raises(CatalogUnavailable):
-        await write(opened, "a")
+async def test_who_stands_in_line_for_too_long_hears_so(tmp_path):
+    opened = beside(tmp_path / "notes.sqlite")
+    impatient = Database(opened.engine, opened.announce, patience=0.2)
+    async with impatient.writing():
+        with pytest.raises(CatalogUnavailable, match="TimeoutError"):
+            await write(impatient, "a")
+    async with opened.writing() as connection:
+        await connection.run_sync(NOTES.metadata.create_all)
+    assert await write(opened, "a") == [1]
     await opened.close()

@@ -68,15 +68,49 @@ async def test_who_is_cancelled_while_waiting_is_never_done():
     assert acts.calls == [["first"], ["last"]]
 
 
-@pytest.mark.parametrize("bad", [(), ("a",)])
-async def test_who_is_cancelled_while_it_is_done_ends_when_that_has_ended(bad):
-    acts = Acts(*bad)
+async def test_who_is_cancelled_while_it_is_done_ends_when_that_has_ended():
+    acts = Acts()
     together = Together(acts, most=9)
-    [task] = await started(together, "a")
-    task.cancel()
+    gone, stays = await started(together, "gone", "stays")
+    gone.cancel()
     await asyncio.sleep(0.05)
-    assert not task.done()
+    assert not gone.done()
     acts.go.set()
+    await stays
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await gone
+    assert acts.calls == [["gone", "stays"]]
+
+
+async def test_what_nobody_wants_any_more_is_stopped():
+    acts = Acts()
+    together = Together(acts, most=9)
+    tasks = await started(together, "a", "b")
+    for task in tasks:
+        task.cancel()
+    assert {type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)} == {asyncio.CancelledError}
     assert together.idle
+    acts.go.set()
+    await together.do("c")
+    assert acts.calls == [["a", "b"], ["c"]]
+
+
+async def test_what_failed_together_is_not_done_again_for_who_has_gone():
+    acts = Acts("bad")
+    together = Together(acts, most=9)
+    gone, bad, good = await started(together, "gone", "bad", "good")
+    gone.cancel()
+    acts.go.set()
+    results = await asyncio.gather(gone, bad, good, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError, ValueError, type(None)]
+    assert acts.calls == [["gone", "bad", "good"], ["bad"], ["good"]]
+
+
+async def test_an_error_of_all_is_found_once():
+    acts = Acts("bad")
+    together = Together(acts, most=9, of_all=(ValueError,))
+    tasks = await started(together, "good", "bad", "also good")
+    acts.go.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [ValueError] * 3
+    assert len(acts.calls) == 1
