@@ -25,7 +25,7 @@ async def show(url: str) -> None:
             body = '{"question": "...", "collection": "samples"}'
             out.print(f"\nAPI page:  {url}/docs")
             out.print(f"Ask:       curl -s {url}/query -H 'content-type: application/json' -d '{body}'")
-            out.print(f'Your own:  .venv/bin/footnote ingest PATH --url {url}, then footnote query "..." --url {url}')
+            out.print(f'Your own:  .venv/bin/footnote ingest PATH --url {url}, then .venv/bin/footnote query "..." --url {url}')
             out.print("Stop with Ctrl-C.")
     except ProblemError as exc:
         print(f"footnote: {exc}", file=sys.stderr)  # noqa: T201

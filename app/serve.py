@@ -169,7 +169,9 @@ def _listen(settings: Settings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except OSError as exc:
         listener.close()
-        cure = f"stop what listens there, or choose another port: --port {settings.port + 1}"
+        cure = (
+            f"stop what listens there, or choose another port: --port {settings.port + 1} (make run PORT={settings.port + 1})"
+        )
         raise ConfigurationError(f"cannot listen on {settings.host}:{settings.port} ({exc.strerror}): {cure}") from exc
     listener.listen(2048)
     return listener
