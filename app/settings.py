@@ -254,8 +254,8 @@ class Settings(BaseModel):
         if not self.catalog_url and not self._catalog_file.exists():
             raise ConfigurationError(
                 f"there is nothing yet in the data dir {self.data_dir.resolve()}: begin with `footnote ingest FILE` or "
-                "`footnote serve`, or name the folder that you mean with FOOTNOTE_DATA_DIR; most verbs also take the address of a "
-                "running service with --url"
+                "`footnote serve`, or name the folder that you mean with FOOTNOTE_DATA_DIR; most verbs also take a "
+                "running service by --url"
             )
 
 
