@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from ingest import one_hop
+from ingest import sqlite_driver
 from ingest.schema import migrate
 from retrieval.errors import CatalogUnavailable, ConfigurationError, InvalidInput, StorageFull
 
@@ -180,7 +180,7 @@ def _engine(url: sa.URL) -> AsyncEngine:
         return create_async_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    options = {"timeout": 30, "async_creator_fn": one_hop.connect}
+    options = {"timeout": 30, "async_creator_fn": sqlite_driver.connect}
     engine = create_async_engine(url, connect_args=options, pool_size=POOL, max_overflow=0, pool_timeout=60)
     sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)

@@ -28,7 +28,7 @@ class RevisedStore:
 
     A reader takes the revision first and searches then, so what it finds is at least as new as the revision says.
     Small documents that are written into an index at the same time are one write: a commit of LanceDB, a round of requests
-    to Weaviate, or a transaction of the catalog costs the same for one as for twenty.
+    to Weaviate and a transaction of the catalog are paid for once.
     """
 
     def __init__(self, store: VectorStore, catalog: Catalog) -> None:

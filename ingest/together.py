@@ -21,8 +21,8 @@ class _Waiting(Generic[T]):
 class Together(Generic[T]):
     """Does one thing after the other; what comes while one is under way is then done at once.
 
-    A single caller waits for nobody, and of many that come at the same time each waits for little more than one call, whatever
-    that costs. An error is its own caller's: where several were done at once they are done again, one by one.
+    A single caller waits for nobody, and up to `most` that come at the same time share a call. An error is its own caller's:
+    where several were done at once they are done again, one by one.
     """
 
     def __init__(
