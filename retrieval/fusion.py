@@ -23,12 +23,16 @@ Scores = npt.NDArray[np.float64]
 _NOISE = 1e-6
 
 
-def fuse(vector_scores: npt.ArrayLike, keyword_scores: npt.ArrayLike) -> Scores:
+def fuse(vector_scores: npt.ArrayLike, keyword_scores: npt.ArrayLike, judged_by: npt.ArrayLike | None = None) -> Scores:
     """One score per candidate from its cosine and its BM25 score (0 where no word matched); higher is better.
 
     Both lists are scaled to 0..1, and each list counts by the square root of its peak: how many
     standard deviations its best candidate stands above its mean. A list that is sure of itself outweighs one that finds
     everything alike, so a model that does not know the language of the question does less harm.
+
+    `judged_by` (bool, one per candidate, the best of each list among them; all by default) tells whose scores make scale
+    and peaks: with a fixed number of them a ranking does not change as more candidates are fetched. What lies deeper may
+    score below 0.
 
     A candidate that is at least as good as another in both lists never ends below it. Scores compare within one
     call only.
@@ -37,9 +41,10 @@ def fuse(vector_scores: npt.ArrayLike, keyword_scores: npt.ArrayLike) -> Scores:
     keywords = np.asarray(keyword_scores, dtype=np.float64)
     if vectors.size == 0:
         return vectors
-    by_vector = _scaled(vectors, low=float(vectors.min()))
+    judges = np.ones(vectors.shape, dtype=bool) if judged_by is None else np.asarray(judged_by, dtype=bool)
+    by_vector = _scaled(vectors, low=float(vectors[judges].min()))
     by_keyword = _scaled(keywords, low=0.0)
-    fused: Scores = math.sqrt(_peak(by_vector)) * by_vector + math.sqrt(_peak(by_keyword)) * by_keyword
+    fused: Scores = math.sqrt(_peak(by_vector[judges])) * by_vector + math.sqrt(_peak(by_keyword[judges])) * by_keyword
     return fused
 
 

@@ -42,6 +42,16 @@ def test_the_order_of_the_candidates_does_not_matter(candidates, rng):
     assert fused([candidates[i] for i in order]) == pytest.approx(fused(candidates)[order], abs=1e-9)
 
 
+@given(st.lists(st.tuples(COSINE, BM25), min_size=2, max_size=30), st.lists(st.floats(0, 1), max_size=30))
+def test_what_is_fetched_beyond_the_judges_changes_no_score_of_theirs(judges, deeper):
+    """`deeper` are candidates with no words and at most the lowest cosine."""
+    lowest = min(cosine for cosine, _ in judges)
+    more = [*judges, *((lowest - below, 0.0) for below in deeper)]
+    judged_by = [True] * len(judges) + [False] * len(deeper)
+    together = fuse(*np.array(more, dtype=np.float64).T, judged_by)
+    assert together[: len(judges)] == pytest.approx(fused(judges))
+
+
 @given(st.lists(st.integers(-100, 100), min_size=2, max_size=50))
 def test_without_any_word_the_vectors_decide(hundredths):
     cosines = np.array(hundredths) / 100

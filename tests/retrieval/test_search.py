@@ -168,3 +168,18 @@ async def test_a_failed_half_stops_the_other():
     with pytest.raises(StoreUnavailable, match="gone"):
         await Searcher(BrokenStore(), embedder).search(INDEX, Query("zebra"), ENGLISH)
     assert asyncio.all_tasks() == before
+
+
+async def test_the_first_hits_do_not_depend_on_how_many_are_asked_for(store):
+    """Three hundred passages between near and far, of which sixty hold some of the question's words."""
+    rows = []
+    for number in range(300):
+        text = f"passage {number}" + (" zebra" * (number % 4) + " horse" * (number % 3) if number % 5 == 0 else " of nothing")
+        chunk = Chunk(f"m{number:03}", "many", "many.txt", number, text, 0, len(text), language="en")
+        rows.append(EmbeddedChunk(chunk, at(30 + number * 37 % 150), " ".join(analyze(text, "en"))))
+    await store.replace(INDEX, {"many": rows})
+    found = []
+    for top_k in (5, 20, 100):
+        result = await Searcher(store, HandEmbedder()).search(INDEX, Query("zebra horse", top_k), ENGLISH)
+        found.append([(hit.chunk.id, round(hit.score, 9)) for hit in result.hits[:5]])
+    assert found[0] == found[1] == found[2]
