@@ -123,6 +123,20 @@ def disk_full(stack: Stack, chance: random.Random) -> Iterator[None]:
         ballast.unlink()
 
 
+@contextmanager
+def clock_jumps(stack: Stack, chance: random.Random) -> Iterator[None]:
+    """The clock of one worker goes hours ahead, then behind, and right again."""
+    if stack.clock is None:
+        pytest.skip("no libfaketime (Debian: apt install libfaketime)")
+    for hours in (chance.uniform(1, 48), -chance.uniform(1, 48)):
+        stack.clock.write_text(f"{3600 * hours:+.0f}")
+        time.sleep(LEASE_SECONDS * 0.7)
+    try:
+        yield
+    finally:
+        stack.clock.write_text("+0")
+
+
 FAULTS: dict[str, Fault] = {
     "a_worker_killed": killing(lambda stack, chance: [chance.choice(stack.workers)]),
     "all_workers_killed": killing(lambda stack, _: stack.workers),
@@ -136,4 +150,5 @@ FAULTS: dict[str, Fault] = {
     "store_slow": store_slow,
     "embedder_refusing": embedder_refusing,
     "disk_full": disk_full,
+    "clock_jumps": clock_jumps,
 }
