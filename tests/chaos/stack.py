@@ -22,8 +22,6 @@ from tests.services import WeaviateServer, free_ports, weaviate_binary, weaviate
 WORKERS = 2
 LEASE_SECONDS = 3
 DISK_MB = 512
-FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-"""Debian's libfaketime, by which the clock of one process can be set."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,6 @@ class Stack:
     url: str
     settings: dict[str, str]
     disk: Path | None
-    clock: Path | None
-    """A file with the seconds by which the first worker's clock is ahead, if it can be set."""
     broker: Server | None = None
     postgres: Server | None = None
     weaviate: WeaviateServer | None = None
@@ -59,31 +55,18 @@ class Stack:
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
-    def worker(self, number: int) -> Program:
-        name = f"worker-{number}"
+    def worker(self, name: str) -> Program:
         program = footnote(name, ["worker"], self.folder, self.settings, lambda: program.said("worker_started"))
-        if self.clock and number == 0:
-            program.environment |= {
-                "LD_PRELOAD": str(FAKETIME[0]),
-                "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-                "FAKETIME_NO_CACHE": "1",  # or it reads the file every ten seconds
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # as when somebody sets the time of day
-            }
         return program
 
 
 @contextmanager
-def running_stack(combination: Combination, folder: Path, chance: random.Random, *, long: bool) -> Iterator[Stack]:
-    """All of it started, and stopped in reverse; if `long`, the data lie on a file system that can be filled and the clock of
-    a worker can be set.
-    """
+def running_stack(combination: Combination, folder: Path, chance: random.Random, *, small_disk: bool) -> Iterator[Stack]:
+    """All of it started, and stopped in reverse; with `small_disk` the data lie on a file system that can be filled."""
     with ExitStack() as stack:
         embedder = EmbeddingServer(chance)
         stack.callback(embedder.stop)
-        disk = stack.enter_context(file_system(folder / "data")) if long else None
-        clock = folder / "clock" if long and FAKETIME else None
-        if clock:
-            clock.write_text("+0")
+        disk = stack.enter_context(file_system(folder / "data")) if small_disk else None
         settings = {
             "data_dir": str(folder / "data"),
             "log_format": "json",
@@ -107,8 +90,8 @@ def running_stack(combination: Combination, folder: Path, chance: random.Random,
         [port] = free_ports(1)
         url = f"http://127.0.0.1:{port}"
         web = footnote("web", ["serve", "--port", str(port), "--workers", "0"], folder, settings, lambda: answers(url))
-        running = Stack(combination, folder, web, [], embedder, url, settings, disk, clock, broker, postgres, weaviate)
-        running.workers = [running.worker(number) for number in range(WORKERS)]
+        running = Stack(combination, folder, web, [], embedder, url, settings, disk, broker, postgres, weaviate)
+        running.workers = [running.worker(f"worker-{number}") for number in range(WORKERS)]
         for program in (web, *running.workers):
             program.start()
             stack.callback(program.stop)

@@ -235,7 +235,7 @@ def stacks(tmp_path_factory: pytest.TempPathFactory):
     def stack_of(combination: Combination, chance: random.Random) -> Stack:
         if not current or current[0] != combination:
             close()
-            opened = running_stack(combination, tmp_path_factory.mktemp(str(combination)), chance, long=bool(ROUNDS))
+            opened = running_stack(combination, tmp_path_factory.mktemp(str(combination)), chance, small_disk=bool(ROUNDS))
             current[:] = [combination, opened, opened.__enter__()]
         return current[2]
 
