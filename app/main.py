@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,6 +21,7 @@ from app.schemas import IngestRequest, Problem
 from app.settings import MIB, Settings
 from app.watch import Watch
 from app.wiring import Service, open_service
+from retrieval.errors import FootnoteError
 
 DESCRIPTION = """\
 Documents go in, questions come out answered, and every sentence carries a footnote to the passage that it came from.
@@ -38,8 +39,12 @@ def create_app(settings: Settings, *, service: Service | None = None) -> FastAPI
             app.state.service = service
             yield
             return
-        async with open_service(settings) as opened:
-            app.state.service = opened
+        async with AsyncExitStack() as stack:
+            try:
+                app.state.service = opened = await stack.enter_async_context(open_service(settings))
+            except FootnoteError as exc:
+                app.state.refusal = exc  # for whoever runs us to say it in one line: uvicorn would print a traceback
+                raise
             warming = asyncio.create_task(opened.warm())
             yield
             warming.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import resource
 import signal
@@ -24,7 +25,7 @@ import structlog
 
 from app.settings import Settings
 from ingest.records import QUEUES
-from retrieval.errors import ConfigurationError
+from retrieval.errors import ConfigurationError, FootnoteError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -49,7 +50,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
     with _shared_metrics(settings.web_processes):
         _allow_many_connections()
         listener = _listen(settings)
-        server, close = _web_server(settings)
+        server, close, refusal = _web_server(settings)
         socket_file, parent = listener.fileno(), str(os.getpid())
         worker = Child(["worker", "--parent", parent])
         # With the host, which the command line may have named: whether keys are asked for hangs on it.
@@ -62,7 +63,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
 
         keeping = asyncio.create_task(children.keep())
         with _signals(stop):
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            serving = asyncio.create_task(_run(server, listener))
             watch = asyncio.create_task(_announce(server, serving, _url(settings, listener), ready))
             try:
                 await serving
@@ -73,20 +74,25 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
     if not server.started:
-        raise ConfigurationError("the service could not start; the lines above say why")
+        raise refusal() or ConfigurationError("the service could not start; the lines above say why")
 
 
 async def serve_beside(settings: Settings, *, listener: int, parent: int) -> None:
     """Be one more web process of the service that `parent` is, on its socket, and not longer than it."""
     _end_with(parent)
     _allow_many_connections()
-    server, close = _web_server(settings)
+    server, close, _ = _web_server(settings)
     with _signals(close):
-        await server.serve(sockets=[socket.socket(fileno=listener)])
+        await _run(server, socket.socket(fileno=listener))
 
 
-def _web_server(settings: Settings) -> tuple[uvicorn.Server, Callable[[], None]]:
-    """A server that nothing listens for yet, and what makes it come to an end, at once if called twice."""
+async def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    with contextlib.suppress(SystemExit):  # 3 for a start that failed: who called says it better
+        await server.serve(sockets=[listener])
+
+
+def _web_server(settings: Settings) -> tuple[uvicorn.Server, Callable[[], None], Callable[[], FootnoteError | None]]:
+    """A server that nothing listens for yet, what ends it, at once if called twice, and why it did not start."""
     import uvicorn
 
     from app.main import create_app
@@ -98,11 +104,16 @@ def _web_server(settings: Settings) -> tuple[uvicorn.Server, Callable[[], None]]
     # uvicorn's own handling ends the process by the signal, before our children have stopped, and not with exit code 0.
     server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]
 
+    def refusal() -> FootnoteError | None:
+        return getattr(app.state, "refusal", None)
+
+    logging.getLogger("uvicorn.error").addFilter(lambda _: refusal() is None)
+
     def close() -> None:
         app.state.watch.close()  # else each listener would hold up the stop
         server.force_exit, server.should_exit = server.should_exit, True
 
-    return server, close
+    return server, close, refusal
 
 
 @contextmanager

@@ -80,6 +80,18 @@ def test_ctrl_c_at_the_start_ends_at_once_and_without_a_traceback(tmp_path, verb
     assert "Traceback" not in (tmp_path / "output").read_text()
 
 
+def test_a_service_that_cannot_start_says_why_in_one_line(tmp_path):
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("FOOTNOTE_")}
+    settings = {**ours, "FOOTNOTE_DATA_DIR": str(tmp_path / "data"), "FOOTNOTE_STORE_URL": "lancedb:/somewhere"}
+    command = [sys.executable, "-m", "app", "serve", "--port", "0", "--workers", "0"]
+    ended = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    said = [line for line in ended.stderr.splitlines() if "unknown store 'lancedb'" in line]
+    assert len(said) == 1
+    assert "known: lance, weaviate, weaviates" in said[0]
+    assert "Traceback" not in ended.stderr + ended.stdout
+
+
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     with running_service(tmp_path, workers="2") as service:
         found = children(service.process)
