@@ -37,6 +37,8 @@ HURRY_SECONDS = 2.0
 """What a worker gets to give its jobs back when it is told twice to stop."""
 MOST_FILES = 65_536
 PR_SET_PDEATHSIG = 1
+M_ARENA_MAX = -8
+HEAPS = 2
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Variable that names the folder for what several processes count together; `app.metrics` reads it when it is imported."""
 
@@ -49,6 +51,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
     """
     with _shared_metrics(settings.web_processes):
         _allow_many_connections()
+        _keep_few_heaps()
         listener = _listen(settings)
         server, close, refusal = _web_server(settings)
         socket_file, parent = listener.fileno(), str(os.getpid())
@@ -81,6 +84,7 @@ async def serve_beside(settings: Settings, *, listener: int, parent: int) -> Non
     """Be one more web process of the service that `parent` is, on its socket, and not longer than it."""
     _end_with(parent)
     _allow_many_connections()
+    _keep_few_heaps()
     server, close, _ = _web_server(settings)
     with _signals(close):
         await _run(server, socket.socket(fileno=listener))
@@ -168,6 +172,12 @@ def _allow_many_connections() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+def _keep_few_heaps() -> None:
+    """glibc gives each thread a heap of its own, and keeps in all of them what was ever needed at once."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -282,8 +292,7 @@ def _started(child: Child) -> subprocess.Popen[bytes] | None:
     In a session of its own: Ctrl-C reaches us alone, and we stop our children in order.
     """
     command = [sys.executable, "-m", "app", *child.verb]
-    # glibc gives each thread a heap of its own, and keeps in all of them what large batches took.
-    environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
+    environment = {"MALLOC_ARENA_MAX": str(HEAPS), **os.environ}
     try:
         return subprocess.Popen(  # noqa: S603 - our own program
             command, start_new_session=True, stdin=subprocess.DEVNULL, env=environment, pass_fds=child.files

@@ -125,10 +125,12 @@ def _by_both(vector: Vector, nearest: Sequence[Candidate], matching: Sequence[Ca
         return []
     keyword_scores = {found.id: found.score for found in matching}
     keywords = [keyword_scores.get(chunk_id, 0.0) for chunk_id in candidates]
-    cosines = np.stack([found.vector for found in candidates.values()]) @ vector
+    cosines = [found.score for found in nearest]
+    if others := list(candidates.values())[len(nearest) :]:
+        cosines += (np.stack([found.vector for found in others]) @ vector).tolist()
     judges = {found.id for found in (*nearest[:JUDGES], *matching[:JUDGES])}
     fused = fuse(cosines, keywords, [chunk_id in judges for chunk_id in candidates])
-    return list(map(_Scored, candidates.values(), fused.tolist(), cosines.tolist(), keywords))
+    return list(map(_Scored, candidates.values(), fused.tolist(), cosines, keywords))
 
 
 def _best(scored: Iterable[_Scored], top_k: int) -> tuple[Hit, ...]:

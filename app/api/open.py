@@ -14,7 +14,7 @@ from ingest.jobs import Job
 from ingest.records import Collection, Document
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # without `async`, each request would go to a thread for it and back
     service: Service = request.app.state.service
     return service
 

@@ -355,8 +355,8 @@ def convert(model: Path, part: Path, accuracy: Accuracy) -> None:
     """Convert and check, in the child: fills the folder `part`, at last with the manifest that says how it went."""
     manifest: dict[str, Any] = {"refused": None}
     try:
-        reference = _convert(model, part, accuracy)
-        precision, cosine = _check(model, part, reference, accuracy)
+        reference, converted = _convert(model, accuracy)
+        precision, cosine = _save(converted, model, part, reference, accuracy)
         manifest |= {"precision": precision, "cosine": cosine, "probe": reference([_PROBE])[0].tolist()}
     except Refused as exc:
         manifest["refused"] = str(exc)
@@ -367,8 +367,8 @@ def convert(model: Path, part: Path, accuracy: Accuracy) -> None:
     _to_disk(file)
 
 
-def _convert(model: Path, part: Path, accuracy: Accuracy) -> Encode:
-    """Write `model.xml` and `model.bin`; gives sentence-transformers' own encoder, to compare with. Raises `Refused`."""
+def _convert(model: Path, accuracy: Accuracy) -> tuple[Encode, Any]:
+    """sentence-transformers' own encoder, to compare with, and the converted model. Raises `Refused`."""
     import torch
 
     from retrieval.embedders.local import load_torch
@@ -403,8 +403,21 @@ def _convert(model: Path, part: Path, accuracy: Accuracy) -> Encode:
         raise
     except Exception as exc:  # the border to a compiler, which raises what its parts raise
         raise Refused(f"it cannot be converted: {type(exc).__name__}: {exc}".splitlines()[0]) from exc
-    openvino.save_model(converted, part / "model.xml", compress_to_fp16=False)
-    return lambda texts: np.asarray(reference.encode(list(texts), prompt="", show_progress_bar=False), np.float32)
+    return lambda texts: np.asarray(reference.encode(list(texts), prompt="", show_progress_bar=False), np.float32), converted
+
+
+def _save(converted: Any, model: Path, part: Path, reference: Encode, accuracy: Accuracy) -> tuple[str, float]:
+    """Write `model.xml` and `model.bin`, and check what was written; precision and cosine as of `_check`.
+
+    Weights as 16-bit floating point have more bits than bfloat16 computes with, and take half the room, also in the memory
+    of every process that answers. A model that suffers from it is written in full.
+    """
+    if accuracy == FULL:
+        with suppress(Refused):
+            _openvino().save_model(converted, part / "model.xml", compress_to_fp16=True)
+            return _check(model, part, reference, accuracy)
+    _openvino().save_model(converted, part / "model.xml", compress_to_fp16=False)
+    return _check(model, part, reference, accuracy)
 
 
 def _quantised(converted: Any, folder: ModelFolder, names: Sequence[str]) -> Any:

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from retrieval.stores.lance_table import CHUNK_COLUMNS, candidate, vectors_of
+from retrieval.stores.lance_table import CHUNK_COLUMNS, chunk_at, vectors_of
 from retrieval.stores.rows import Scores, cosines, ranked
 from retrieval.types import Candidate, Vector
 
@@ -35,6 +36,8 @@ SETTLED = 1.0
 MOST_ROWS = 10_000
 MOST_BYTES = 64 * 1024 * 1024
 """Of all tables together; those that were not asked for longest go first."""
+DECODED = 512
+"""Chunks of each table that stay decoded: questions find some passages again and again."""
 ROUNDING = 1e-5
 """More than float32 sums of one dot product differ."""
 
@@ -59,6 +62,9 @@ class Resident:
         self._rows = rows.select(list(CHUNK_COLUMNS)).combine_chunks()
         self._ids = self._rows.column("id").to_pylist()
         self._vectors = vectors_of(rows)
+        self._each = list(self._vectors)
+        self._read = lru_cache(DECODED)(partial(chunk_at, self._rows))
+        self._readers = [partial(self._read, place) for place in range(len(self._ids))]
         self._words = Postings(rows.column("terms"))
         self.nbytes = self._rows.nbytes + self._vectors.nbytes + self._words.nbytes
 
@@ -76,9 +82,10 @@ class Resident:
         return self._best(found, scores[found], limit)
 
     def _best(self, places: npt.NDArray[np.intp], scores: Scores, limit: int) -> list[Candidate]:
-        ids = [self._ids[place] for place in places.tolist()]
-        best = [(scores[at], int(places[at])) for at in ranked(ids, scores, limit)]
-        return [candidate(self._rows, self._ids[at], self._vectors[at], score, at) for score, at in best]
+        where, points = places.tolist(), scores.tolist()
+        ids = [self._ids[place] for place in where]
+        best = [(where[at], points[at]) for at in ranked(ids, scores, limit)]
+        return [Candidate(self._ids[at], self._each[at], score, self._readers[at]) for at, score in best]
 
 
 class Postings:

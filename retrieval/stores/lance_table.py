@@ -166,14 +166,11 @@ def vectors_of(table: Any) -> Matrix:
 def candidates(rows: Any, scores: Scores, limit: int) -> list[Candidate]:
     """The best rows of an Arrow table; a chunk is decoded when it is asked for."""
     ids, vectors = rows.column("id").to_pylist(), vectors_of(rows)
-    return [candidate(rows, ids[at], vectors[at], scores[at], at) for at in ranked(ids, scores, limit)]
+    best = ranked(ids, scores, limit)
+    return [Candidate(ids[at], vectors[at], float(scores[at]), partial(chunk_at, rows, at)) for at in best]
 
 
-def candidate(rows: Any, chunk_id: str, vector: Vector, score: np.float64, place: int) -> Candidate:
-    return Candidate(chunk_id, vector, float(score), partial(_chunk_at, rows, place))
-
-
-def _chunk_at(rows: Any, place: int) -> Chunk:
+def chunk_at(rows: Any, place: int) -> Chunk:
     return chunks_of(rows.slice(place, 1))[0]
 
 
