@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def running_stack(combination: Combination, folder: Path, chance: random.Random,
             broker = stack.enter_context(running_redis() if combination.broker == "redis" else running_rabbitmq())
             settings["broker_url"] = broker.url
         if combination.catalog == "postgres":
-            postgres = stack.enter_context(running_postgres(folder / "postgres"))
+            postgres = stack.enter_context(running_postgres())
             settings["catalog_url"] = postgres.url
         if combination.store == "weaviate":
             binary = weaviate_binary() or pytest.skip("no Weaviate: put its binary on PATH as `weaviate`")
@@ -106,34 +106,34 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def running_postgres(place: Path) -> Iterator[Server]:
-    """A PostgreSQL with an empty database; fsync stays off, as what is killed here is the process, not the machine."""
+def running_postgres() -> Iterator[Server]:
+    """A PostgreSQL with an empty database; fsync stays off, as what is killed here is the process, not the machine.
+
+    Not below pytest's folders: pytest closes them to other accounts whenever it starts anew, and PostgreSQL has another.
+    """
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     require(found, "postgresql")
     [port] = free_ports(1)
-    data = place / "data"
-    place.mkdir()
-    options = ["-D", str(data), "-U", "footnote", "-A", "trust", "-E", "UTF8", "--no-sync"]
-    subprocess.run(as_server(place, [str(found[-1] / "initdb"), *options]), cwd=place, check=True, stdout=subprocess.DEVNULL)
-    options = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200"]
-    command = as_server(place, [str(found[-1] / "postgres"), "-D", str(data), "-p", str(port), "-k", str(place), *options])
-    server = Server(place, f"postgresql+asyncpg://footnote@127.0.0.1:{port}/postgres", port, command, {})
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
+    with tempfile.TemporaryDirectory(prefix="footnote-postgres-") as name:
+        place, data = Path(name), f"{name}/data"
+        options = ["-D", data, "-U", "footnote", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        initdb = as_server(place, [str(found[-1] / "initdb"), *options])
+        subprocess.run(initdb, cwd=place, check=True, stdout=subprocess.DEVNULL)
+        options = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200"]
+        command = as_server(place, [str(found[-1] / "postgres"), "-D", data, "-p", str(port), "-k", name, *options])
+        server = Server(place, f"postgresql+asyncpg://footnote@127.0.0.1:{port}/postgres", port, command, {})
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
 
 
 def as_server(place: Path, command: list[str]) -> list[str]:
-    """PostgreSQL does not run as root: it gets the account that Debian made for it."""
+    """PostgreSQL does not run as root: it gets the account that Debian made for it, and the folder."""
     if os.geteuid() != 0:
         return command
     shutil.chown(place, "postgres", "postgres")
-    for parent in place.parents:  # temporary folders are closed to other accounts
-        if parent.stat().st_uid == 0 and parent != Path("/"):
-            with contextlib.suppress(PermissionError):
-                parent.chmod(parent.stat().st_mode | 0o011)
     return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", *command]
 
 
