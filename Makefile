@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos check fmt lock clean
+.PHONY: help setup run test chaos bench check fmt lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,8 @@ PYTHON ?=
 SEED ?= 1
 ROUNDS ?= 20
 DOCUMENTS ?= 500
+CORPUS ?=
+VERBS ?= embed ingest query start streams
 # On Linux the locked torch brings its CUDA libraries along, which is most of this.
 MIN_FREE_GB ?= $(if $(filter Linux,$(shell uname -s)),8,3)
 
@@ -23,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  (variables: PORT=, ARGS=, PYTHON=, MIN_FREE_GB=, and of chaos SEED=, ROUNDS=, DOCUMENTS=)'
+	@echo '  (variables: PORT=, ARGS=, PYTHON=, MIN_FREE_GB=, of chaos SEED=, ROUNDS=, DOCUMENTS=, of bench CORPUS=, VERBS=)'
 
 setup: $(STAMP) ## Create or refresh .venv from requirements.lock (instant when nothing changed)
 	@:
@@ -66,6 +68,11 @@ test: setup ## Run the whole suite (ARGS= goes to pytest)
 chaos: setup ## Break an installation at random, many times, and count what was lost (SEED=, ROUNDS=, DOCUMENTS=)
 	@FOOTNOTE_TEST_CHAOS_SEED=$(SEED) FOOTNOTE_TEST_CHAOS_ROUNDS=$(ROUNDS) FOOTNOTE_TEST_CHAOS_DOCUMENTS=$(DOCUMENTS) \
 	  FOOTNOTE_TEST_CHAOS_REPORT=$(abspath chaos.tsv) $(BIN)/python -m pytest tests/chaos tests/contracts/test_weaviate_cluster.py $(ARGS)
+
+# SciFact in the BEIR layout: corpus.jsonl and queries.jsonl. Half an hour; VERBS="embed ingest query start streams scale" measures all.
+bench: setup ## Measure ours and the peers side by side, and write docs/benchmarks.md (CORPUS=, VERBS=, ARGS=)
+	@[ -n "$(CORPUS)" ] || { echo 'make: say where SciFact is: make bench CORPUS=/path/to/scifact' >&2; exit 1; }
+	$(BIN)/python benchmarks/bench.py $(VERBS) report --corpus $(CORPUS) $(ARGS)
 
 check: setup ## Format, lint, types and import contracts, changing nothing
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
-import psutil
+from machine import family, listener, peak_mb
 from quality import ingest, read_lines
 
 
@@ -65,24 +65,12 @@ async def search_load(url: str, bodies: Iterator[bytes], clients: int, seconds: 
     }
 
 
-def listener(port: int) -> psutil.Process:
-    """The process that listens on the port."""
-    connections = psutil.net_connections("tcp")
-    return psutil.Process(
-        next(c.pid for c in connections if c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN)
-    )
-
-
 def memory(port: int) -> list[dict]:
-    """Resident and peak memory of the process that listens on the port, and of its children."""
-    parent = listener(port)
-    rows = []
-    for process in (parent, *parent.children(recursive=True)):
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        peak = next((int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmHWM")), None)
-        command = " ".join(process.cmdline())
-        rows.append({"process": command[-60:], "rss_mb": process.memory_info().rss // 2**20, "peak_mb": peak})
-    return rows
+    """Resident and peak memory of the process that listens on the port, and of those below it."""
+    return [
+        {"process": " ".join(each.cmdline())[-60:], "rss_mb": each.memory_info().rss // 2**20, "peak_mb": peak_mb(each)}
+        for each in family(listener(port))
+    ]
 
 
 async def main() -> None:

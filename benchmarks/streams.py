@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from urllib.parse import urlsplit
 
-import psutil
+from machine import listener
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 
@@ -83,14 +83,6 @@ async def watch(url: str, took: list[float]) -> None:
         writer.close()
         took.append((time.perf_counter() - began) * 1000)
         await asyncio.sleep(0.1)
-
-
-def listener(port: int) -> psutil.Process:
-    """The process that listens on the port."""
-    connections = psutil.net_connections("tcp")
-    return psutil.Process(
-        next(c.pid for c in connections if c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN and c.pid)
-    )
 
 
 async def measure(args: argparse.Namespace) -> dict:

@@ -25,6 +25,8 @@ MAX_METADATA_BYTES = 32 * 1024
 
 async def _known_parameters(request: Request) -> None:
     """A parameter that is spelt wrong would be ignored, and the caller would never know: it is refused."""
+    if not request.query_params:
+        return
     route: APIRoute = request.scope["route"]
     known = sorted(set(_parameters(route.dependant)))
     takes = f"this route takes {', '.join(known)}" if known else "this route takes none"
