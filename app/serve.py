@@ -85,9 +85,11 @@ async def serve_beside(settings: Settings, *, listener: int, parent: int) -> Non
     _end_with(parent)
     _allow_many_connections()
     _keep_few_heaps()
-    server, close, _ = _web_server(settings)
+    server, close, refusal = _web_server(settings)
     with _signals(close):
         await _run(server, socket.socket(fileno=listener))
+    if (why := refusal()) is not None:
+        raise why
 
 
 async def _run(server: uvicorn.Server, listener: socket.socket) -> None:
@@ -176,8 +178,9 @@ def _allow_many_connections() -> None:
 
 def _keep_few_heaps() -> None:
     """glibc gives each thread a heap of its own, and keeps in all of them what was ever needed at once."""
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -31,7 +31,7 @@ def fuse(vector_scores: npt.ArrayLike, keyword_scores: npt.ArrayLike, judged_by:
     everything alike, so a model that does not know the language of the question does less harm.
 
     `judged_by` (bool, one per candidate, the best of each list among them; all by default) tells whose scores make scale
-    and peaks: with a fixed number of them a ranking does not change as more candidates are fetched. What lies deeper may
+    and peaks: with a fixed number of them the weights hardly change as more candidates are fetched. What lies deeper may
     score below 0.
 
     A candidate that is at least as good as another in both lists never ends below it. Scores compare within one

@@ -17,6 +17,7 @@ from retrieval.embedders import Embedder
 from retrieval.errors import DimensionMismatch
 from retrieval.fusion import distinct, fuse
 from retrieval.stores import VectorStore
+from retrieval.stores.rows import cosines
 from retrieval.types import Candidate, Hit, Index, Query, Vector
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ MIN_CANDIDATES = 100
 CANDIDATES_PER_HIT = 4
 JUDGES = 50
 """How many of each list weigh the two lists, however many hits are asked for. Read deeper, a list seems the surer of itself the
-more of its tail is counted, and the first ten hits would depend on how many are asked for (decision 15)."""
+more of its tail is counted, and the order of the first hits would change with how many are asked for (decision 15)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +126,14 @@ def _by_both(vector: Vector, nearest: Sequence[Candidate], matching: Sequence[Ca
         return []
     keyword_scores = {found.id: found.score for found in matching}
     keywords = [keyword_scores.get(chunk_id, 0.0) for chunk_id in candidates]
-    cosines = [found.score for found in nearest]
-    if others := list(candidates.values())[len(nearest) :]:
-        cosines += (np.stack([found.vector for found in others]) @ vector).tolist()
+    alike = {found.id: found.score for found in nearest}
+    if others := [found for found in candidates.values() if found.id not in alike]:
+        known = cosines(np.stack([found.vector for found in others]), vector).tolist()
+        alike.update(zip((found.id for found in others), known, strict=True))
+    vector_scores = [alike[chunk_id] for chunk_id in candidates]
     judges = {found.id for found in (*nearest[:JUDGES], *matching[:JUDGES])}
-    fused = fuse(cosines, keywords, [chunk_id in judges for chunk_id in candidates])
-    return list(map(_Scored, candidates.values(), fused.tolist(), cosines, keywords))
+    fused = fuse(vector_scores, keywords, [chunk_id in judges for chunk_id in candidates])
+    return list(map(_Scored, candidates.values(), fused.tolist(), vector_scores, keywords))
 
 
 def _best(scored: Iterable[_Scored], top_k: int) -> tuple[Hit, ...]:

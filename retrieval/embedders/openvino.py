@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, TypeAlias
@@ -407,17 +408,20 @@ def _convert(model: Path, accuracy: Accuracy) -> tuple[Encode, Any]:
 
 
 def _save(converted: Any, model: Path, part: Path, reference: Encode, accuracy: Accuracy) -> tuple[str, float]:
-    """Write `model.xml` and `model.bin`, and check what was written; precision and cosine as of `_check`.
+    """Write `model.xml` and `model.bin` such that the vectors are those of `reference`: the precision, and the least cosine.
 
-    Weights as 16-bit floating point have more bits than bfloat16 computes with, and take half the room, also in the memory
-    of every process that answers. A model that suffers from it is written in full.
+    The best precision counts first. Weights as 16-bit floating point are finer than what bfloat16 computes with and take half
+    the room; a model with weights beyond their range is written in full. Raises `Refused` if nothing is close enough.
     """
-    if accuracy == FULL:
-        with suppress(Refused):
-            _openvino().save_model(converted, part / "model.xml", compress_to_fp16=True)
-            return _check(model, part, reference, accuracy)
-    _openvino().save_model(converted, part / "model.xml", compress_to_fp16=False)
-    return _check(model, part, reference, accuracy)
+    found = []
+    for precision, small in product(precisions(), (True, False) if accuracy == FULL else (False,)):
+        (part / "model.bin").unlink(missing_ok=True)  # a new file, whoever still reads the one before
+        _openvino().save_model(converted, part / "model.xml", compress_to_fp16=small)
+        cosine = _check(model, part, reference, precision)
+        if cosine >= accuracy.min_cosine:
+            return precision, cosine
+        found.append(f"{cosine:.6f} in {precision}")
+    raise Refused(f"the converted model's cosine to the original is {', '.join(found)}, below {accuracy.min_cosine}")
 
 
 def _quantised(converted: Any, folder: ModelFolder, names: Sequence[str]) -> Any:
@@ -448,21 +452,14 @@ def _follows_gelu(op: Any) -> bool:
     return any(port.get_node().get_type_name() == "Gelu" for port in op.input_values())
 
 
-def _check(model: Path, part: Path, reference: Encode, accuracy: Accuracy) -> tuple[str, float]:
-    """The best precision whose vectors are those of `reference`, and their least cosine; `Refused` if there is none."""
+def _check(model: Path, part: Path, reference: Encode, precision: str) -> float:
+    """The least cosine between vectors of the converted model and of `reference`."""
     expected = reference(CHECK_TEXTS)
-    found = []
-    for precision in precisions():
-        converted = Model(ModelFolder(model, model.name), part, precision, "questions", keep=False)
-        batches = [CHECK_TEXTS[start::_CHECK_BATCH] for start in range(_CHECK_BATCH)]
-        vectors = np.empty_like(expected)
-        for start, batch in enumerate(batches):
-            vectors[start::_CHECK_BATCH] = converted.encode(batch)
-        cosine = float(_cosines(vectors, expected).min())
-        if cosine >= accuracy.min_cosine:
-            return precision, cosine
-        found.append(f"{cosine:.6f} in {precision}")
-    raise Refused(f"the converted model's cosine to the original is {', '.join(found)}, below {accuracy.min_cosine}")
+    converted = Model(ModelFolder(model, model.name), part, precision, "questions", keep=False)
+    vectors = np.empty_like(expected)
+    for start in range(_CHECK_BATCH):
+        vectors[start::_CHECK_BATCH] = converted.encode(CHECK_TEXTS[start::_CHECK_BATCH])
+    return float(_cosines(vectors, expected).min())
 
 
 def _to_disk(file: Path) -> None:

@@ -62,11 +62,10 @@ class Resident:
         self._rows = rows.select(list(CHUNK_COLUMNS)).combine_chunks()
         self._ids = self._rows.column("id").to_pylist()
         self._vectors = vectors_of(rows)
-        self._each = list(self._vectors)
         self._read = lru_cache(DECODED)(partial(chunk_at, self._rows))
-        self._readers = [partial(self._read, place) for place in range(len(self._ids))]
         self._words = Postings(rows.column("terms"))
-        self.nbytes = self._rows.nbytes + self._vectors.nbytes + self._words.nbytes
+        decoded = 2 * self._rows.nbytes * min(len(self._ids), DECODED) // max(len(self._ids), 1)
+        self.nbytes = self._rows.nbytes + self._vectors.nbytes + self._words.nbytes + decoded
 
     def nearest(self, vector: Vector, limit: int) -> list[Candidate]:
         """As `VectorStore.nearest`: a fast look at all rows, then the exact cosines of those that may be among the best."""
@@ -85,7 +84,7 @@ class Resident:
         where, points = places.tolist(), scores.tolist()
         ids = [self._ids[place] for place in where]
         best = [(where[at], points[at]) for at in ranked(ids, scores, limit)]
-        return [Candidate(self._ids[at], self._each[at], score, self._readers[at]) for at, score in best]
+        return [Candidate(self._ids[at], self._vectors[at], score, partial(self._read, at)) for at, score in best]
 
 
 class Postings:

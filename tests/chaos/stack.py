@@ -114,7 +114,7 @@ def running_postgres() -> Iterator[Server]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     require(found, "postgresql")
     [port] = free_ports(1)
-    with tempfile.TemporaryDirectory(prefix="footnote-postgres-") as name:
+    with tempfile.TemporaryDirectory(prefix="footnote-postgres-", ignore_cleanup_errors=True) as name:
         place, data = Path(name), f"{name}/data"
         options = ["-D", data, "-U", "footnote", "-A", "trust", "-E", "UTF8", "--no-sync"]
         initdb = as_server(place, [str(found[-1] / "initdb"), *options])

@@ -170,7 +170,7 @@ async def test_a_failed_half_stops_the_other():
     assert asyncio.all_tasks() == before
 
 
-async def test_the_first_hits_do_not_depend_on_how_many_are_asked_for(store):
+async def test_the_first_hits_do_not_depend_on_how_many_are_asked_for_where_both_lists_hold_them(store):
     """Three hundred passages between near and far, of which sixty hold some of the question's words."""
     rows = []
     for number in range(300):
