@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import random
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -142,6 +143,7 @@ class LanceStore:
             async with self._turn(name):
                 if await self._open(name) is not None:
                     await self._database.drop_table(name)
+                shutil.rmtree(self.folder / f"{name}.lance", ignore_errors=True)  # of a table that never came to be
             for each in (name, f"{name}.tidy"):
                 self._lock_file(each).unlink(missing_ok=True)
 
@@ -316,7 +318,12 @@ class LanceStore:
         return await self._database.open_table(name)
 
     def _exists(self, name: str) -> bool:
-        return (self.folder / f"{name}.lance" / "_versions").is_dir()
+        """Whether the table has a version. A disk that was full when it was made leaves folders without any."""
+        try:
+            with os.scandir(self.folder / f"{name}.lance" / "_versions") as files:
+                return any(file.name.endswith(".manifest") for file in files)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _lock_file(self, name: str) -> Path:
         return self.folder / f"{name}.lock"

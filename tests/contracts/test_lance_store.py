@@ -58,6 +58,19 @@ class TestLanceStore(StoreContract):
         await store.replace(index, {"after": document("after", 2)})
         assert await store.count(index, "after") == 2
 
+    async def test_a_table_that_a_full_disk_left_half_made_is_made_anew(self, store, index, tmp_path):
+        """`create` has made folders and perhaps files, but no version was written."""
+        folder = tmp_path / "lance" / f"{place_name(index)}.lance"
+        for manifest in (folder / "_versions").glob("*.manifest"):
+            manifest.rename(manifest.with_name(f".tmp_{manifest.name}_unfinished"))
+        assert await store.count(index) == 0
+        assert await store.keyword(index, ["word"], 5) == []
+        await store.create(index)
+        await store.replace(index, {"d": document("d", 3)})
+        assert await store.count(index) == 3
+        await store.drop(index)
+        assert not folder.exists()
+
     async def test_many_small_commits_are_tidied_in_the_background(self, store, index):
         for number in range(TIDY_COMMITS + 1):
             await store.replace(index, {f"d{number}": document(f"d{number}", 1, seed=number)})
