@@ -388,7 +388,7 @@ def main() -> None:
         for verb in wanted:
             stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": description()}
             stamp["versions"] = [each.versions() for each in contestants]
-            results[verb] = {**stamp, **VERBS[verb](args, contestants)}
+            results[verb] = {**VERBS[verb](args, contestants), **stamp}
             args.out.parent.mkdir(exist_ok=True)
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if "report" in args.verbs:

@@ -198,7 +198,7 @@ def table(rows: dict[str, Cells]) -> list[str]:
 def shown(value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    return f"{value:.4f}" if 0.9 < value < 1 else f"{value:,.2f}" if value < 10 and value != int(value) else f"{value:,.0f}"
+    return f"{value:.5f}" if 0.9 < value < 1 else f"{value:,.2f}" if value < 10 and value != int(value) else f"{value:,.0f}"
 
 
 def plot(raw: Path) -> None:
