@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -255,7 +256,7 @@ class LanceStore:
         with translated(self.folder):
             if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
                 raise StoreUnavailable(f"LanceDB's folder {self.folder} is missing or not writable; create it or set another")
-        return f"LanceDB {version('lancedb')}"
+        return _library()
 
     async def problems(self) -> list[str]:
         return []
@@ -385,6 +386,11 @@ class LanceStore:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+
+
+@cache
+def _library() -> str:
+    return f"LanceDB {version('lancedb')}"  # looked up on the disk, and asked for before each job
 
 
 def locked(descriptor: int) -> bool:
