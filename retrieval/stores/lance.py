@@ -71,6 +71,7 @@ METADATA_CACHE_BYTES = 16 * 1024 * 1024
 commit."""
 ROWS_AT_ONCE = 4096
 """Of a walk through a whole table."""
+REMOVE_TRIES, REMOVE_PAUSE = 10, 0.1
 PROBES = 20
 REFINE = 3
 EF = 200
@@ -142,9 +143,7 @@ class LanceStore:
         await self._stop_tidying(name)
         with translated(self.folder):
             async with self._turn(name):
-                if await self._open(name) is not None:
-                    await self._database.drop_table(name)
-                shutil.rmtree(self.folder / f"{name}.lance", ignore_errors=True)  # of a table that never came to be
+                await self._remove(name)
             for each in (name, f"{name}.tidy"):
                 self._lock_file(each).unlink(missing_ok=True)
 
@@ -325,6 +324,19 @@ class LanceStore:
                 return any(file.name.endswith(".manifest") for file in files)
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+    async def _remove(self, name: str) -> None:
+        """Also what never came to be a table, and what a process that tidies it puts back meanwhile."""
+        folder = self.folder / f"{name}.lance"
+        for _ in range(REMOVE_TRIES):
+            with suppress(RuntimeError, ValueError):  # whatever it is, the folder tells whether it is gone
+                if await self._open(name) is not None:
+                    await self._database.drop_table(name)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            if not folder.exists():
+                return
+            await asyncio.sleep(REMOVE_PAUSE)
+        raise StoreUnavailable(f"{folder} cannot be removed; check that it is writable, and retry")
 
     def _lock_file(self, name: str) -> Path:
         return self.folder / f"{name}.lock"

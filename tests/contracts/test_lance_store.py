@@ -71,6 +71,20 @@ class TestLanceStore(StoreContract):
         await store.drop(index)
         assert not folder.exists()
 
+    async def test_a_table_that_another_process_writes_files_into_is_dropped(self, store, index, tmp_path):
+        """As one does that merges files at this moment: what it writes comes back while the folder is being removed."""
+        await store.replace(index, {"d": document("d", 3)})
+        folder = tmp_path / "lance" / f"{place_name(index)}.lance" / "data"
+        script = (
+            "import pathlib, sys, time\nfolder, end = pathlib.Path(sys.argv[1]), time.time() + 0.4\nprint(flush=True)\n"
+            "while time.time() < end:\n    folder.mkdir(parents=True, exist_ok=True)\n    (folder / str(time.time())).touch()\n"
+        )
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", script, folder, stdout=asyncio.subprocess.PIPE)
+        await other.stdout.readline()
+        await store.drop(index)
+        await other.wait()
+        assert await store.count(index) == 0
+
     async def test_many_small_commits_are_tidied_in_the_background(self, store, index):
         for number in range(TIDY_COMMITS + 1):
             await store.replace(index, {f"d{number}": document(f"d{number}", 1, seed=number)})
