@@ -69,7 +69,7 @@ chaos: setup ## Break an installation at random, many times, and count what was 
 	@FOOTNOTE_TEST_CHAOS_SEED=$(SEED) FOOTNOTE_TEST_CHAOS_ROUNDS=$(ROUNDS) FOOTNOTE_TEST_CHAOS_DOCUMENTS=$(DOCUMENTS) \
 	  FOOTNOTE_TEST_CHAOS_REPORT=$(abspath chaos.tsv) $(BIN)/python -m pytest tests/chaos tests/contracts/test_weaviate_cluster.py $(ARGS)
 
-# SciFact in the BEIR layout: corpus.jsonl and queries.jsonl. Half an hour; VERBS="embed ingest query start streams scale" measures all.
+# SciFact in the BEIR layout: corpus.jsonl and queries.jsonl. Some 20 minutes; VERBS="embed ingest query start streams scale" measures all.
 bench: setup ## Measure ours and the peers side by side, and write docs/benchmarks.md (CORPUS=, VERBS=, ARGS=)
 	@[ -n "$(CORPUS)" ] || { echo 'make: say where SciFact is: make bench CORPUS=/path/to/scifact' >&2; exit 1; }
 	$(BIN)/python benchmarks/bench.py $(VERBS) report --corpus $(CORPUS) $(ARGS)

@@ -66,7 +66,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
 
         keeping = asyncio.create_task(children.keep())
         with _signals(stop):
-            serving = asyncio.create_task(_run(server, listener))
+            serving = asyncio.create_task(_run(server, listener, refusal))
             watch = asyncio.create_task(_announce(server, serving, _url(settings, listener), ready))
             try:
                 await serving
@@ -76,8 +76,6 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
                 await keeping
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
-    if not server.started:
-        raise refusal() or ConfigurationError("the service could not start; the lines above say why")
 
 
 async def serve_beside(settings: Settings, *, listener: int, parent: int) -> None:
@@ -87,14 +85,15 @@ async def serve_beside(settings: Settings, *, listener: int, parent: int) -> Non
     _keep_few_heaps()
     server, close, refusal = _web_server(settings)
     with _signals(close):
-        await _run(server, socket.socket(fileno=listener))
-    if (why := refusal()) is not None:
-        raise why
+        await _run(server, socket.socket(fileno=listener), refusal)
 
 
-async def _run(server: uvicorn.Server, listener: socket.socket) -> None:
-    with contextlib.suppress(SystemExit):  # 3 for a start that failed: who called says it better
+async def _run(server: uvicorn.Server, listener: socket.socket, refusal: Callable[[], FootnoteError | None]) -> None:
+    """Raises why it could not start."""
+    with contextlib.suppress(SystemExit):  # uvicorn's, with 3 as the exit code, which says something else here
         await server.serve(sockets=[listener])
+    if not (server.started or server.should_exit):
+        raise refusal() or ConfigurationError("the service could not start; the lines above say why")
 
 
 def _web_server(settings: Settings) -> tuple[uvicorn.Server, Callable[[], None], Callable[[], FootnoteError | None]]:

@@ -33,7 +33,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import embed
 import httpx
 import psutil
-from load import search_load
+from load import question, search_load
 from machine import Spent, busy_seconds, cpu_seconds, description, family, peak_mb, watched
 from quality import ingest as upload
 from quality import read_lines
@@ -251,23 +251,16 @@ def raw_embedding(documents: list[list[str]], work: Path) -> dict:
 
 def bench_query(args: argparse.Namespace, contestants: list[Peer | Ours]) -> dict:
     texts = [row["text"] for row in read_lines(args.corpus / "queries.jsonl")]
-    asked = itertools.count()
-
-    def bodies() -> Iterator[bytes]:
-        """No question comes twice, so nobody's memory of answers helps."""
-        for number in asked:
-            question = f"{texts[number % len(texts)]} {number // len(texts) or ''}".strip()
-            yield json.dumps({"question": question, "top_k": 10}).encode()
-
+    bodies = (question(texts, number) for number in itertools.count())  # none comes twice: nobody's memory of answers helps
     found: dict[str, list[dict]] = {each.title: [] for each in contestants}
     for number in range(args.rounds):
         for each in contestants:
             with serving(each, filled=True) as (process, url):
                 row: dict = {}
-                asyncio.run(search_load(url, bodies(), 1, 3, "warm"))
+                asyncio.run(search_load(url, bodies, 1, 3, "warm"))
                 for clients in CLIENTS:
                     row[str(clients)] = quietest(
-                        lambda c=clients: searched(url, bodies(), c, args.seconds, process), args.foreign
+                        lambda c=clients: searched(url, bodies, c, args.seconds, process), args.foreign
                     )
                 row["peak_mb"] = peak_mb(process)
                 row["family_peak_mb"] = sum(map(peak_mb, family(process)))
@@ -310,16 +303,8 @@ def bench_embed(args: argparse.Namespace, _: list[Peer | Ours]) -> dict:
 def bench_streams(_: argparse.Namespace, contestants: list[Peer | Ours]) -> dict:
     slow = {"LLM": "openai:slow", "LLM_BASE_URL": f"http://127.0.0.1:{LLM_PORT}/v1", "LLM_API_KEY": "none"}
     with serving(contestants[0], filled=True, **slow) as (_, url):
-        command = [
-            sys.executable,
-            HERE / "streams.py",
-            "--llm-port",
-            str(LLM_PORT),
-            "--url",
-            url,
-            "--question",
-            "What do cells need?",
-        ]
+        where = ["--llm-port", str(LLM_PORT), "--url", url, "--question", "What do cells need?"]
+        command = [sys.executable, HERE / "streams.py", *where]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import httpx
-from load import search_load
+from load import question, search_load
 from quality import ingest, read_lines
 
 SEED = 250
@@ -31,14 +31,8 @@ async def main() -> None:
     args = parser.parse_args()
     corpus, questions = read_lines(args.corpus / "corpus.jsonl"), read_lines(args.corpus / "queries.jsonl")
     collection = f"beside-{int(time.time())}"
-    asked = itertools.count()
-
-    def body() -> bytes:
-        number = next(asked)
-        question = f"{questions[number % len(questions)]['text']} {number // len(questions) or ''}".strip()
-        return json.dumps({"question": question, "collection": collection, "top_k": 10}).encode()
-
-    bodies = iter(body, None)
+    texts = [row["text"] for row in questions]
+    bodies = (question(texts, number, collection) for number in itertools.count())
     async with httpx.AsyncClient(base_url=args.url, timeout=600, trust_env=False) as http:
         await ingest(http, collection, corpus[:SEED])
         await search_load(args.url, bodies, args.clients, 5, "warm")

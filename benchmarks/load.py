@@ -28,6 +28,12 @@ async def fill(url: str, collection: str, corpus: list[dict]) -> None:
     print(json.dumps({"documents": len(corpus), "seconds": round(seconds, 1), "documents_per_second": rate}))
 
 
+def question(texts: list[str], number: int, collection: str = "default") -> bytes:
+    """A request; every number is another one: a corpus has fewer than are asked here, and the service remembers answers."""
+    text = f"{texts[number % len(texts)]} {number // len(texts) or ''}".strip()
+    return json.dumps({"question": text, "collection": collection, "top_k": 10}).encode()
+
+
 async def client_loop(place: SplitResult, bodies: Iterator[bytes], until: float, took: list[float], failed: list[int]) -> None:
     """One client over one connection. Plain sockets: a client library takes more CPU for a question than the service."""
     head = f"POST /search HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\ncontent-length: "
@@ -87,14 +93,8 @@ async def main() -> None:
     if args.collection is None:
         await fill(args.url, collection, corpus)
     texts = [q["text"] for q in questions]
-    asked = itertools.count()
-
-    def body(number: int) -> bytes:
-        """Every number is another question: the corpus has fewer than are asked here, and the service remembers answers."""
-        question = f"{texts[number % len(texts)]} {number // len(texts) or ''}".strip()
-        return json.dumps({"question": question, "collection": collection, "top_k": 10}).encode()
-
-    fresh, repeated = map(body, asked), itertools.cycle([body(number) for number in range(50)])
+    fresh = (question(texts, number, collection) for number in itertools.count())
+    repeated = itertools.cycle([question(texts, number, collection) for number in range(50)])
     await search_load(args.url, fresh, 1, 3, "different")
     for clients in (1, 16, 64):
         print(json.dumps(await search_load(args.url, fresh, clients, args.seconds, "different")))

@@ -1,6 +1,6 @@
 """One index as it grows to a million chunks: load, index build, disk and memory, and searches with and without a filter.
 
-python benchmarks/scale.py --corpus ../corpora/scifact --store lance:/tmp/scale --folder /tmp/scale
+python benchmarks/scale.py --corpus ../corpora/scifact --store lance:scale --folder scale
 python benchmarks/scale.py --corpus ../corpora/scifact --store 'weaviate://127.0.0.1:8080?grpc=50051' --folder DATA --pid PID
 
 Chunks are sentences of the corpus in random order, so that their words are as frequent as in real text; vectors lie around

@@ -11,7 +11,6 @@ from txtai import Embeddings
 
 class Peer:
     def __init__(self, model: str) -> None:
-        self.model = model
         self.embeddings = Embeddings(path=model, content=True)  # the model comes with the first text, or with what was saved
 
     def ingest(self, documents: list[dict], folder: str) -> None:
