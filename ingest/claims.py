@@ -9,10 +9,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from ingest.records import QUEUES
-from ingest.schema import jobs
+from ingest.schema import documents, jobs
 
 LOWER_FIRST = 8
 """Every so many claims one begins with a lower queue, so that a flood of urgent work starves nothing."""
+LOT = 32
+"""Jobs that a worker takes at once, at most: what they have in common is paid for once."""
+LOT_BYTES = 256 * 1024
+"""Of the documents of such a lot together: their work should take a second or two, and fit into memory many times."""
 LONGEST_WAIT = 3600.0
 """Seconds that a job may be told to wait. One that seems to wait longer was put off by a clock that has been set back since."""
 
@@ -80,10 +84,28 @@ def next_place(queues: tuple[str, ...]) -> sa.Select[Any]:
     return sa.select(found.c.queue, found.c.collection).order_by(found.c.rank).limit(1)
 
 
-def next_job(queue: str, collection: str) -> sa.Select[tuple[str]]:
-    """The oldest job that is due there."""
+def next_jobs(queue: str, collection: str, most: int) -> sa.Select[Any]:
+    """The oldest jobs that are due there: `id`, `document_id`, this one's `size` in bytes, and `attempts` so far."""
     here = sa.and_(is_due(queue), jobs.c.collection == collection)
-    return sa.select(jobs.c.id).where(here).order_by(jobs.c.id).limit(1)
+    size = sa.select(documents.c.size).where(documents.c.id == jobs.c.document_id).scalar_subquery()
+    row = (jobs.c.id, jobs.c.document_id, sa.func.coalesce(size, 0).label("size"), jobs.c.attempts)
+    return sa.select(*row).where(here).order_by(jobs.c.id).limit(most)
+
+
+def lot_of(due: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Ids of the first of these rows of `next_jobs`, as many as are one lot.
+
+    A large document is a lot of its own. So is one that was tried before: it may be what kills its workers, and others should
+    not be tried in vain with it. Two jobs of one document never run at once.
+    """
+    lot: dict[str | None, str] = {}
+    total = 0
+    for row in due:
+        total += LOT_BYTES if row["attempts"] else row["size"]
+        if lot and (total > LOT_BYTES or row["document_id"] in lot):
+            break
+        lot[row["document_id"]] = row["id"]
+    return list(lot.values())
 
 
 def is_due(queue: str) -> sa.ColumnElement[bool]:

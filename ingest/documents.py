@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.database import Database, new_id, note_queued
 from ingest.records import Entry, Upload, is_same, new_job, part_key, status_when_whole
-from ingest.schema import collections, documents, jobs, passes
+from ingest.schema import collections, documents, entries, generations, jobs, passes
 from retrieval.errors import FootnoteError
 
 SUPERSEDED = {"code": "superseded", "detail": "a newer version or a deletion took its place", "retryable": False}
@@ -216,8 +216,7 @@ async def replace_parts(connection: AsyncConnection, parent: Mapping[Any, Any], 
     await add_jobs(connection, queued)
     if new:
         await connection.execute(sa.insert(documents), new)
-    if changed:
-        await connection.execute(_update_by_id(changed[0]), [{f"new_{name}": each[name] for name in each} for each in changed])
+    await update_documents(connection, changed)
 
 
 def _version(part: Upload, document_id: str, version: int) -> dict[str, Any]:
@@ -247,10 +246,45 @@ def _new_part(parent: Mapping[Any, Any], part: Upload) -> dict[str, Any]:
     }
 
 
-def _update_by_id(values: Mapping[str, Any]) -> sa.Update:
-    """One statement for many rows; a parameter may not have the name of a column."""
-    fresh = {name: sa.bindparam(f"new_{name}", type_=documents.c[name].type) for name in values if name != "id"}
-    return sa.update(documents).where(documents.c.id == sa.bindparam("new_id")).values(fresh)
+async def update_documents(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Change documents by their `id`; all rows have the same columns."""
+    if rows:  # one statement for all; a parameter may not have the name of a column
+        fresh = {name: sa.bindparam(f"new_{name}", type_=documents.c[name].type) for name in rows[0] if name != "id"}
+        changed = sa.update(documents).where(documents.c.id == sa.bindparam("new_id")).values(fresh)
+        await connection.execute(changed, [{f"new_{name}": row[name] for name in row} for row in rows])
+
+
+async def having_parts(connection: AsyncConnection, document_ids: Sequence[str]) -> set[str]:
+    """Those of these documents out of which others came."""
+    query = sa.select(documents.c.parent_id).where(documents.c.parent_id.in_(document_ids), documents.c.status != "deleting")
+    return set((await connection.execute(query.distinct())).scalars())
+
+
+async def write_entries(
+    connection: AsyncConnection, written: Sequence[tuple[str, Entry, Mapping[str, Any]]], now: float
+) -> None:
+    """Record of each document id what was written of it into a generation, from a source with `version`, `sha256` and
+    `media_type`; it takes the place of what lay there."""
+    rows = [
+        {"document_id": document_id, "generation_id": entry.generation.id, "indexed_at": now}
+        | {name: source[name] for name in ("version", "sha256", "media_type")}
+        | {name: getattr(entry, name) for name in ("text_key", "chunks", "digest")}
+        for document_id, entry, source in written
+    ]
+    places = [(row["document_id"], row["generation_id"]) for row in rows]
+    those = sa.tuple_(entries.c.document_id, entries.c.generation_id).in_(places)
+    await connection.execute(
+        sa.delete(entries).where(entries.c.document_id.in_([document_id for document_id, _ in places]), those)
+    )
+    await connection.execute(sa.insert(entries), rows)
+    spoken: dict[str, set[str]] = {}
+    for _, entry, _ in written:
+        spoken.setdefault(entry.generation.id, set()).update(entry.languages)
+    known = sa.select(generations.c.id, generations.c.languages).where(generations.c.id.in_(spoken))
+    for row in (await connection.execute(known)).all():
+        if new := spoken[row.id] - set(row.languages):
+            languages = sorted({*row.languages, *new})
+            await connection.execute(sa.update(generations).where(generations.c.id == row.id).values(languages=languages))
 
 
 async def note_repaired(connection: AsyncConnection, document_id: str) -> None:

@@ -22,6 +22,7 @@ import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.database import Clock, Database, beside
+from ingest.together import Together
 from retrieval.embedders import Embedder
 from retrieval.errors import FootnoteError
 from retrieval.types import Matrix, Vector
@@ -37,6 +38,8 @@ MEASURE_SHARE = 16
 USED_SECONDS = 6 * 3600
 """The use of a vector is noted at most so often: else reading would always write."""
 COUNT_SECONDS = 10
+CALLS_AT_ONCE = 32
+"""Of documents that look for their vectors, or keep them, at the same time."""
 PAUSE_SECONDS = 60
 """How long a cache that failed is left alone."""
 
@@ -88,15 +91,17 @@ class EmbeddingCache:
         self._counted: Counter[str] = Counter()
         self._count_at = clock() + COUNT_SECONDS
         self._resume_at = 0.0
+        self._finding = Together(self._find, most=CALLS_AT_ONCE)
+        self._keeping = Together(self._write, most=CALLS_AT_ONCE)
 
     async def embed(self, embedder: Embedder, texts: Sequence[str]) -> tuple[Matrix, int]:
         """Shape (len(texts), dimension), in order, and how many texts the model had to compute. Raises what it raises."""
         keys = [key_of(embedder.fingerprint, text) for text in texts]
-        vectors = await self._known(set(keys), embedder.dimension)
+        vectors = dict(await self._finding.do(embedder.dimension, frozenset(keys)))
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in vectors}
         if new:
             fresh = dict(zip(new, await embedder.embed_documents(list(new.values())), strict=True))
-            await self._keep(fresh)
+            await self._keeping.do(embedder.dimension, fresh)
             vectors.update(fresh)
         await self._count(cached=len(texts) - len(new), embedded=len(new))
         rows = [vectors[key] for key in keys]
@@ -124,6 +129,11 @@ class EmbeddingCache:
                 async with database.writing() as connection:
                     await connection.execute(added, rows)
 
+    async def _find(self, dimension: int, wanted: Sequence[frozenset[bytes]]) -> list[dict[bytes, Vector]]:
+        """What is known of each of these calls' keys."""
+        vectors = await self._known(frozenset().union(*wanted), dimension)
+        return [{key: vectors[key] for key in keys if key in vectors} for keys in wanted]
+
     async def _known(self, keys: Collection[bytes], dimension: int) -> dict[bytes, Vector]:
         vectors: dict[bytes, Vector] = {}
         database = self._usable()
@@ -144,6 +154,10 @@ class EmbeddingCache:
         unlocked = sa.select(_vectors.c.key).where(_vectors.c.key.in_(keys)).with_for_update(skip_locked=True)
         async with database.writing() as connection:
             await connection.execute(sa.update(_vectors).where(_vectors.c.key.in_(unlocked)).values(used_at=int(self._clock())))
+
+    async def _write(self, _dimension: int, calls: Sequence[Mapping[bytes, Vector]]) -> list[None]:
+        await self._keep({key: vector for fresh in calls for key, vector in fresh.items()})
+        return [None] * len(calls)
 
     async def _keep(self, fresh: Mapping[bytes, Vector]) -> None:
         database = self._usable()

@@ -112,11 +112,7 @@ class Files:
 
     async def put_text(self, text: str) -> str:
         """Store a canonical text as UTF-8; its key is the hash of those bytes."""
-
-        async def once() -> AsyncIterator[bytes]:
-            yield text.encode()
-
-        return (await self.put("texts", once(), limit=2**40)).sha256
+        return await self._run(self._put_text, text)
 
     async def text(self, key: str) -> str:
         return b"".join([piece async for piece in await self.stream("texts", key)]).decode()
@@ -158,6 +154,15 @@ class Files:
         """
         if kind != "originals" or not self._blobs.has(_key(kind, sha256)):
             self._blobs.keep(_key(kind, sha256), path)
+
+    def _put_text(self, text: str) -> str:
+        data = text.encode()
+        key = hashlib.sha256(data).hexdigest()
+        with disk_errors(), self.scratch() as folder:
+            path = folder / key
+            path.write_bytes(data)
+            self._keep("texts", key, path)
+        return key
 
     def _sweep(self) -> None:
         latest = time.time() - ABANDONED_SECONDS

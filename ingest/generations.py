@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from ingest.catalog import Catalog
 from ingest.chunk import Chunking
 from ingest.records import Collection, Generation
+from ingest.together import Together
 from retrieval.analysis import ANALYSIS_VERSION
 from retrieval.embedders import Embedder
 from retrieval.errors import EmbedderMismatch, FootnoteError
+
+Target: TypeAlias = tuple[Generation, Embedder]
+TOGETHER = 100
+"""Documents that ask at the same time where to go, and are told by one reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class Generations:
         self.default_spec = default_spec
         self._open = open_embedder
         self._embedders: dict[str, asyncio.Task[Embedder]] = {}
+        self._targets = Together(self._read_targets, most=TOGETHER, of_all=(FootnoteError,))
 
     async def embedder(self, spec: str) -> Embedder:
         """The embedder of this spec, opened on first use; an opening that failed is tried again by the next caller."""
@@ -65,11 +72,14 @@ class Generations:
             )
         return generation, embedder
 
-    async def targets(self, collection: Collection) -> list[tuple[Generation, Embedder]]:
+    async def targets(self, collection: str) -> list[Target]:
         """Every generation that a new document is written to: the live one (made if need be) and those being built."""
-        first = await self.live(collection.name) or await self._first(collection)
-        building = await self.catalog.generations(collection.name, states=("building",))
-        return [first, *[(generation, await self.embedder(generation.embedder)) for generation in building]]
+        return await self._targets.do(collection, None)
+
+    async def _read_targets(self, collection: str, asked: Sequence[None]) -> list[list[Target]]:
+        first = await self.live(collection) or await self._first(await self.catalog.collection(collection))
+        building = await self.catalog.generations(collection, states=("building",))
+        return [[first, *[(each, await self.embedder(each.embedder)) for each in building]]] * len(asked)
 
     async def plan(self, collection: Collection, *, spec: str | None, chunking: Chunking | None = None) -> Plan:
         """Compare the live generation with what `spec` (None: the collection's own, or the setting) would give."""

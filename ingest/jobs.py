@@ -8,18 +8,19 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, time
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ingest.claims import LONGEST_WAIT, Turns, Watch, next_job, next_place, next_retry, overdue
+from ingest.claims import LONGEST_WAIT, LOT, Turns, Watch, lot_of, next_jobs, next_place, next_retry, overdue
 from ingest.database import Clock, Database, note_queued
 from ingest.documents import (
     SUPERSEDED,
     Exist,
     add_jobs,
     below,
+    having_parts,
     lock_blobs,
     note_repaired,
     note_unrepaired,
@@ -28,11 +29,14 @@ from ingest.documents import (
     require_texts,
     room_below,
     taken_for_granted,
+    update_documents,
+    write_entries,
 )
 from ingest.notices import write_notice
 from ingest.records import FINAL, Entry, Generation, Upload, new_job
-from ingest.schema import collections, documents, entries, generations, jobs
-from retrieval.errors import JobNotCancellable, JobNotFound
+from ingest.schema import collections, documents, entries, jobs
+from ingest.together import Together
+from retrieval.errors import CatalogUnavailable, JobNotCancellable, JobNotFound, StorageFull
 
 Outcome = Literal["settled", "superseded", "moved", "full"]
 CLAIM_TRIES = 8
@@ -40,6 +44,19 @@ CLAIM_TRIES = 8
 MADE_DUE = 1000
 """Jobs that have waited long enough and become due in one transaction."""
 _COUNT = sa.func.count().label("count")
+_BEAT = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("which"))
+    .values(
+        beats=jobs.c.beats + 1,
+        stage=sa.bindparam("at"),
+        done=sa.bindparam("so_far"),
+        total=sa.bindparam("of"),
+        rate=sa.bindparam("lately"),
+    )
+)
+
+S = TypeVar("S", bound=tuple[Any, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +88,32 @@ class Job:
         return round((self.total - self.done) / self.rate, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A sign of life: how far a job is, and at which `rate` of `done` per second."""
+
+    job: Job
+    stage: str
+    done: int
+    total: int | None
+    rate: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        return {"which": self.job.id, "at": self.stage, "so_far": self.done, "of": self.total, "lately": self.rate}
+
+
+@dataclass(frozen=True, slots=True)
+class _Settlement:
+    """What `settle_ingest` was given."""
+
+    job: Job
+    written: Sequence[Entry]
+    source: Mapping[str, Any]
+    parts: Sequence[Upload]
+    exist: Exist
+    texts: Exist
+
+
 class LeaseLost(Exception):
     """Another worker took the job, or it was cancelled: stop, and settle nothing."""
 
@@ -98,6 +141,7 @@ class Jobs:
         self.clock = clock
         self.steady = steady
         self._watch = Watch(lease_seconds)
+        self._settling = Together(self._settle, most=LOT, of_all=(CatalogUnavailable, StorageFull))
 
     async def add_reindex(self, collection: str, generation: Generation) -> str:
         """Queue the building of a generation; one that is already under way is found again."""
@@ -114,16 +158,19 @@ class Jobs:
 
     async def claim(self, worker: str, turns: Turns | None = None) -> Job | None:
         """Take the job whose turn it is with this worker; None if nothing is due, which costs reads and no lock."""
-        turns = turns or Turns()
+        return next(iter(await self.claim_lot(worker, turns or Turns(), most=1)), None)
+
+    async def claim_lot(self, worker: str, turns: Turns, *, most: int = LOT) -> list[Job]:
+        """Take the oldest jobs of the queue and collection whose turn it is: up to `most`, of small documents."""
         for _ in range(CLAIM_TRIES):
             place = await self._next_place(turns)
             if place is None:
-                return None
+                return []
             turns.served(*place)
             with contextlib.suppress(sa.exc.IntegrityError):  # another worker began a job of the same document
-                if (job := await self._claim(worker, *place)) is not None:
-                    return job
-        return None
+                if lot := await self._claim(worker, *place, most):
+                    return lot
+        return []
 
     async def _next_place(self, turns: Turns) -> tuple[str, str] | None:
         now, order = self.clock(), turns.order()
@@ -141,29 +188,27 @@ class Jobs:
             made_due = sa.update(jobs).where(jobs.c.id.in_(self._unlocked(waiting))).values(run_after=0.0)
             await connection.execute(made_due, times)
 
-    async def _claim(self, worker: str, queue: str, collection: str) -> Job | None:
-        now = self.clock()
+    async def _claim(self, worker: str, queue: str, collection: str, most: int) -> list[Job]:
         values = {
             "state": "running",
             "stage": "starting",
             "worker": worker,
             "beats": jobs.c.beats + 1,
-            "started_at": now,
+            "started_at": self.clock(),
             "attempts": jobs.c.attempts + 1,
             "rate": None,
             "error": None,
         }
-        chosen = self._unlocked(next_job(queue, collection)).scalar_subquery()
         async with self.database.writing() as connection:
-            claimed = sa.update(jobs).where(jobs.c.id == chosen).values(**values).returning(*jobs.c)
-            row = (await connection.execute(claimed)).mappings().first()
-            if row is None:
-                return None
-            job = _job(row)
-            await self._document_state(connection, job, "processing", None)
-        return job
+            due = (await connection.execute(self._unlocked(next_jobs(queue, collection, most)))).mappings().all()
+            if not due:
+                return []
+            claimed = sa.update(jobs).where(jobs.c.id.in_(lot_of(due))).values(**values).returning(*jobs.c)
+            lot = sorted(map(_job, (await connection.execute(claimed)).mappings()), key=lambda job: job.id)
+            await self._document_states(connection, lot, "processing", None)
+        return lot
 
-    def _unlocked(self, rows: sa.Select[tuple[str]]) -> sa.Select[tuple[str]]:
+    def _unlocked(self, rows: sa.Select[S]) -> sa.Select[S]:
         """Only rows that nobody else is changing; SQLite has one writer at a time."""
         return rows if self.database.is_sqlite else rows.with_for_update(skip_locked=True, of=jobs)
 
@@ -201,16 +246,26 @@ class Jobs:
         }
         await self._give_up(connection, job, "dead", error)
 
-    async def renew(self, job: Job, *, stage: str, done: int, total: int | None, rate: float | None = None) -> None:
-        """Prolong the lease and show progress; `rate` is of `done`, per second. Raises `LeaseLost`.
+    async def renew(self, beats: Sequence[Beat]) -> list[str]:
+        """Prolong the leases and show progress; gives the ids of the jobs that are lost.
 
-        Nothing happens to a job that its worker settled in this moment: what the worker does after that must not be stopped.
+        Not lost is a job that its worker settled in this moment: what the worker does after that must not be stopped. One
+        that somebody is changing at this moment is passed over, as two that lock many rows would wait for each other.
         """
-        values = {"beats": jobs.c.beats + 1, "stage": stage, "done": done, "total": total, "rate": rate}
+        if not beats:
+            return []
+        mine = _claimed([each.job for each in beats])
+        running = self._unlocked(sa.select(jobs.c.id).where(mine, jobs.c.state == "running"))
         async with self.database.writing() as connection:
-            result = await connection.execute(sa.update(jobs).where(self._mine(job)).values(**values))
-            if not result.rowcount and not await self._has_settled(connection, job):
-                raise LeaseLost
+            held = set((await connection.execute(running)).scalars())
+            rows = [each.row() for each in beats if each.job.id in held]
+            if rows:
+                await connection.execute(_BEAT, rows)
+            rest = [each.job.id for each in beats if each.job.id not in held]
+            kept = sa.select(jobs.c.id, jobs.c.state, jobs.c.error).where(mine)
+            found = (await connection.execute(kept)).mappings().all() if rest else ()
+        ours = {row["id"] for row in found if row["state"] in {"running", "succeeded"} or row["error"] == SUPERSEDED}
+        return [job_id for job_id in rest if job_id not in ours]
 
     async def settle_ingest(
         self,
@@ -229,31 +284,63 @@ class Jobs:
         was written, are stored. "superseded": the document has a newer version or is going, so nothing of this may stay.
         "moved": readers follow a generation that `written` lacks, so write there too and settle again. "full": the upload
         has no room for so many parts.
-        Raises `LeaseLost` and `OriginalVanished`.
+        What is settled at the same time is one transaction. Raises `LeaseLost` and `OriginalVanished`.
         """
+        alone = job.id if parts else ""  # how many parts there is room for, depends on those who were settled before
+        outcome = await self._settling.do((job.collection, alone), _Settlement(job, written, source, parts, exist, texts))
+        if outcome is None:
+            raise LeaseLost
+        return outcome
+
+    async def _settle(self, place: tuple[str, str], lot: Sequence[_Settlement]) -> list[Outcome | None]:
+        """None of a job whose lease is lost."""
         async with self.database.writing() as connection:
-            await self.database.lock(connection, f"collection:{job.collection}")
-            await self._require(connection, job)
-            row = (await connection.execute(sa.select(documents).where(documents.c.id == job.document_id))).mappings().first()
-            if row is None or row["version"] != job.version or row["status"] == "deleting":
-                await self._end(connection, job, "cancelled", SUPERSEDED)
-                return "superseded"
-            live = sa.select(collections.c.live_generation).where(collections.c.name == job.collection)
-            if (await connection.execute(live)).scalar() not in {entry.generation.id for entry in written}:
-                return "moved"
-            if parts and (await room_below(connection, row["id"])).fitting(parts) < len(parts):
-                return "full"
-            await self._lock_blobs(connection, written, parts)
-            await require_texts(written, texts)
-            for entry in written:
-                await self._write_entry(connection, row["id"], entry, source)
-            values = {name: source[name] for name in ("status", "receipt", "media_type")}
-            values.update(error=None, updated_at=self.clock())
-            await connection.execute(sa.update(documents).where(documents.c.id == row["id"]).values(**values))
-            await require_originals(self.database, connection, parts, exist)
-            await replace_parts(connection, row, parts)
-            await self._end(connection, job, "succeeded")
-        return "settled"
+            await self.database.lock(connection, f"collection:{place[0]}")
+            held = await self._held(connection, [each.job for each in lot])
+            found = sa.select(documents).where(documents.c.id.in_([each.job.document_id for each in lot]))
+            rows = {row["id"]: row for row in (await connection.execute(found)).mappings()}
+            live = sa.select(collections.c.live_generation).where(collections.c.name == place[0])
+            read = (await connection.execute(live)).scalar()
+            outcomes = [_outcome(each, rows.get(each.job.document_id), read) if each.job.id in held else None for each in lot]
+            for at, each in enumerate(lot):
+                if outcomes[at] == "settled" and each.parts:
+                    room = await room_below(connection, str(each.job.document_id))
+                    outcomes[at] = "settled" if room.fitting(each.parts) == len(each.parts) else "full"
+            over = [each.job for each, outcome in zip(lot, outcomes, strict=True) if outcome == "superseded"]
+            await self._end(connection, over, "cancelled", SUPERSEDED)
+            await self._record(
+                connection, [each for each, outcome in zip(lot, outcomes, strict=True) if outcome == "settled"], rows
+            )
+        return outcomes
+
+    async def _record(
+        self, connection: AsyncConnection, lot: Sequence[_Settlement], rows: Mapping[str, Mapping[Any, Any]]
+    ) -> None:
+        """What became of these documents, whose newest versions are `rows`."""
+        if not lot:
+            return
+        now = self.clock()
+        written = [entry for each in lot for entry in each.written]
+        await self._lock_blobs(connection, written, [part for each in lot for part in each.parts])
+        for texts in {each.texts for each in lot}:
+            await require_texts([entry for each in lot if each.texts == texts for entry in each.written], texts)
+        await write_entries(
+            connection, [(str(each.job.document_id), entry, each.source) for each in lot for entry in each.written], now
+        )
+        await update_documents(
+            connection,
+            [
+                {"id": each.job.document_id, "error": None, "updated_at": now}
+                | {name: each.source[name] for name in ("status", "receipt", "media_type")}
+                for each in lot
+            ],
+        )
+        parents = await having_parts(connection, [str(each.job.document_id) for each in lot])
+        for each in lot:
+            if each.parts or each.job.document_id in parents:
+                await require_originals(self.database, connection, each.parts, each.exist)
+                await replace_parts(connection, rows[str(each.job.document_id)], each.parts)
+        await self._end(connection, [each.job for each in lot], "succeeded")
 
     async def settle_rebuild(
         self, job: Job, entry: Entry, source: Mapping[str, Any], *, texts: Exist = taken_for_granted
@@ -271,14 +358,14 @@ class Jobs:
                 .where(collections.c.name == job.collection, entries.c.document_id == job.document_id)
             )
             if (await connection.execute(live)).scalar() != source["version"]:
-                await self._end(connection, job, "cancelled", SUPERSEDED)
+                await self._end(connection, [job], "cancelled", SUPERSEDED)
                 return "superseded"
             await self._lock_blobs(connection, [entry], ())
             await require_texts([entry], texts)
-            await self._write_entry(connection, str(job.document_id), entry, source)
+            await write_entries(connection, [(str(job.document_id), entry, source)], self.clock())
             if entry.generation.state == "live":
                 await note_repaired(connection, str(job.document_id))
-            await self._end(connection, job, "succeeded")
+            await self._end(connection, [job], "succeeded")
         return "settled"
 
     async def settle_delete(self, job: Job) -> list[str]:
@@ -294,7 +381,7 @@ class Jobs:
                 )
             ).all()
             blobs.update(key for row in held for key in row)
-            await self._end(connection, job, "succeeded")  # while the document's name can still be told
+            await self._end(connection, [job], "succeeded")  # while the document's name can still be told
             await connection.execute(sa.delete(entries).where(entries.c.document_id == job.document_id))
             await connection.execute(
                 sa.delete(documents).where(documents.c.id == job.document_id, documents.c.status == "deleting")
@@ -304,7 +391,7 @@ class Jobs:
     async def succeed(self, job: Job) -> None:
         async with self.database.writing() as connection:
             await self._require(connection, job)
-            await self._end(connection, job, "succeeded")
+            await self._end(connection, [job], "succeeded")
 
     async def fail(self, job: Job, error: Mapping[str, Any], *, retry_after: float | None = None) -> str:
         """End the job as failed, or queue it again if the error may pass; gives the new state.
@@ -327,7 +414,7 @@ class Jobs:
     ) -> None:
         """Give a job back, claimable `after` seconds from now and not counted as a try: its worker is going, or it waits."""
         async with self.database.writing() as connection:
-            if (await connection.execute(sa.select(jobs.c.id).where(self._mine(job)).with_for_update())).first() is not None:
+            if await self._held(connection, [job]):
                 progress = {"stage": stage, "done": done, "total": total}
                 await self._requeue(connection, job, after=after, attempts=jobs.c.attempts - 1, **progress)
 
@@ -408,7 +495,7 @@ class Jobs:
                 why = "a deletion cannot be called back" if job.kind == "delete" else f"it is {job.state}"
                 raise JobNotCancellable(f"job {job_id} cannot be cancelled: {why}")
             await self._document_state(connection, job, "failed", error)
-            await self._end(connection, job, "cancelled", error)
+            await self._end(connection, [job], "cancelled", error)
         return await self.job(job_id)
 
     async def retry(self, job_id: str) -> Job:
@@ -431,14 +518,14 @@ class Jobs:
         if not after:
             note_queued(connection, job.queue, [job.id])
 
-    def _mine(self, job: Job) -> sa.ColumnElement[bool]:
-        """True of the row only while this claim of it stands: the next claim counts one more attempt."""
-        return sa.and_(
-            jobs.c.id == job.id, jobs.c.state == "running", jobs.c.worker == job.worker, jobs.c.attempts == job.attempts
-        )
+    async def _held(self, connection: AsyncConnection, claimed: Sequence[Job]) -> set[str]:
+        """Ids of those whose claims still stand, and will until the transaction ends; locked in one order by all."""
+        mine = sa.select(jobs.c.id).where(_claimed(claimed), jobs.c.state == "running")
+        query = mine.order_by(jobs.c.id).with_for_update()
+        return set((await connection.execute(query)).scalars())
 
     async def _require(self, connection: AsyncConnection, job: Job) -> None:
-        if (await connection.execute(sa.select(jobs.c.id).where(self._mine(job)).with_for_update())).first() is None:
+        if not await self._held(connection, [job]):
             raise LeaseLost
 
     async def _locked(self, connection: AsyncConnection, job_id: str) -> Job:
@@ -447,21 +534,23 @@ class Jobs:
             raise JobNotFound(f"there is no job {job_id!r}; GET /jobs lists them")
         return _job(row)
 
-    async def _has_settled(self, connection: AsyncConnection, job: Job) -> bool:
-        claim = sa.and_(jobs.c.id == job.id, jobs.c.worker == job.worker, jobs.c.attempts == job.attempts)
-        row = (await connection.execute(sa.select(jobs.c.state, jobs.c.error).where(claim))).first()
-        return row is not None and (row.state == "succeeded" or row.error == SUPERSEDED)
-
-    async def _end(self, connection: AsyncConnection, job: Job, state: str, error: Mapping[str, Any] | None = None) -> None:
+    async def _end(
+        self, connection: AsyncConnection, ended: Sequence[Job], state: str, error: Mapping[str, Any] | None = None
+    ) -> None:
+        if not ended:
+            return
         values = {
             "state": state,
             "stage": state,
             "error": dict(error) if error else None,
             "finished_at": self.clock(),
         }
-        await connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
-        if self.notify and job.kind != "rebuild" and error != SUPERSEDED:  # what superseded it has a notice of its own
-            await write_notice(connection, job, error, self.clock())
+        await connection.execute(sa.update(jobs).where(jobs.c.id.in_([job.id for job in ended])).values(**values))
+        if not self.notify or error == SUPERSEDED:  # what superseded it has a notice of its own
+            return
+        for job in ended:
+            if job.kind != "rebuild":
+                await write_notice(connection, job, error, self.clock())
 
     async def _lock_blobs(self, connection: AsyncConnection, written: Sequence[Entry], parts: Sequence[Upload]) -> None:
         """All at once and in one order, so that no two transactions wait for each other."""
@@ -473,7 +562,7 @@ class Jobs:
         if job.kind == "ingest" and (await connection.execute(sa.select(documents.c.id).where(_newest(job)))).first() is None:
             state, error = "cancelled", SUPERSEDED
         await self._document_state(connection, job, "failed", error)
-        await self._end(connection, job, state, error)
+        await self._end(connection, [job], state, error)
         return state
 
     async def _document_state(
@@ -481,26 +570,15 @@ class Jobs:
     ) -> None:
         if job.kind == "rebuild" and status == "failed" and error:
             await note_unrepaired(connection, str(job.document_id), error)
-        if job.kind != "ingest":
-            return
-        values = {"status": status, "error": dict(error) if error else None, "updated_at": self.clock()}
-        await connection.execute(sa.update(documents).where(_newest(job)).values(**values))
+        await self._document_states(connection, [job], status, error)
 
-    async def _write_entry(
-        self, connection: AsyncConnection, document_id: str, entry: Entry, source: Mapping[str, Any]
+    async def _document_states(
+        self, connection: AsyncConnection, of_jobs: Sequence[Job], status: str, error: Mapping[str, Any] | None
     ) -> None:
-        place = {"document_id": document_id, "generation_id": entry.generation.id}
-        await connection.execute(sa.delete(entries).where(*(entries.c[key] == value for key, value in place.items())))
-        values = {key: source[key] for key in ("version", "sha256", "media_type")}
-        held = {"text_key": entry.text_key, "chunks": entry.chunks, "digest": entry.digest, "indexed_at": self.clock()}
-        await connection.execute(sa.insert(entries).values(**place, **values, **held))
-        known = (
-            await connection.execute(sa.select(generations.c.languages).where(generations.c.id == entry.generation.id))
-        ).scalar() or []
-        if new := entry.languages - set(known):
-            await connection.execute(
-                sa.update(generations).where(generations.c.id == entry.generation.id).values(languages=sorted({*known, *new}))
-            )
+        read = [job for job in of_jobs if job.kind == "ingest"]
+        if read:
+            values = {"status": status, "error": dict(error) if error else None, "updated_at": self.clock()}
+            await connection.execute(sa.update(documents).where(_newest(*read)).values(**values))
 
 
 def _back_off(attempt: int, retry_after: float | None) -> float:
@@ -511,9 +589,25 @@ def _back_off(attempt: int, retry_after: float | None) -> float:
     return own * random.uniform(0.5, 1.0)  # noqa: S311
 
 
-def _newest(job: Job) -> sa.ColumnElement[bool]:
-    """True of the job's document while this is its newest version and stays."""
-    return sa.and_(documents.c.id == job.document_id, documents.c.version == job.version, documents.c.status != "deleting")
+def _claimed(held: Sequence[Job]) -> sa.ColumnElement[bool]:
+    """True of the rows of these jobs while these claims of them stand: the next claim counts one more attempt."""
+    claims = [(job.id, job.worker, job.attempts) for job in held]
+    these = jobs.c.id.in_([job.id for job in held])  # by which both databases seek
+    return sa.and_(these, sa.tuple_(jobs.c.id, jobs.c.worker, jobs.c.attempts).in_(claims))
+
+
+def _newest(*of_jobs: Job) -> sa.ColumnElement[bool]:
+    """True of the jobs' documents while these are their newest versions and stay."""
+    versions = [(job.document_id, job.version) for job in of_jobs]
+    these = documents.c.id.in_([document_id for document_id, _ in versions])
+    return sa.and_(these, sa.tuple_(documents.c.id, documents.c.version).in_(versions), documents.c.status != "deleting")
+
+
+def _outcome(settlement: _Settlement, document: Mapping[Any, Any] | None, live: str | None) -> Outcome:
+    """Whether it is the newest version that was written, and to where readers look; not yet whether its parts have room."""
+    if document is None or document["version"] != settlement.job.version or document["status"] == "deleting":
+        return "superseded"
+    return "settled" if live in {entry.generation.id for entry in settlement.written} else "moved"
 
 
 def _rebuild_of(generation: Generation) -> sa.ColumnElement[bool]:

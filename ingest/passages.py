@@ -60,8 +60,6 @@ class Passages:
 
     async def add(self, portion: Parsed) -> None:
         """Embed what is complete with the next portion, and, if it is the last one, all the rest."""
-        if self.language is None:
-            self.language = await asyncio.to_thread(guess_language, portion.text[:LANGUAGE_SAMPLE])
         pieces = await asyncio.to_thread(self._cut, portion)
         before, pages = self._pages, portion.receipt.pages or 0
         self._pages += pages
@@ -73,15 +71,17 @@ class Passages:
             self._progress("reading", self._pages, total)
 
     def _cut(self, portion: Parsed) -> list[Piece]:
+        if self.language is None:
+            self.language = guess_language(portion.text[:LANGUAGE_SAMPLE])
         pieces = list(self._chunker.cut(portion))
         return pieces if portion.rest else [*pieces, *self._chunker.rest()]
 
     async def _embed(self, pieces: Sequence[Piece]) -> None:
         texts = [f"{piece.context}\n{piece.text}" if piece.context else piece.text for piece in pieces]
-        vectors, computed = await self._cache.embed(self._embedder, texts)
-        self.computed += computed
         tokenizer = self._embedder.tokenizer
         terms, counts = await asyncio.to_thread(_terms, texts, self.language, tokenizer)
+        vectors, computed = await self._cache.embed(self._embedder, texts)
+        self.computed += computed
         self.tokens += sum(counts)
         self.tokens_cut += sum(max(0, count - tokenizer.window) for count in counts)
         for piece, vector, words in zip(pieces, vectors, terms, strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.catalog import Catalog
+from ingest.claims import LOT
 from ingest.disk import Disk
 from ingest.documents import MAX_DEPTH, MAX_PART_BYTES, MAX_PARTS, Room
 from ingest.embedding_cache import EmbeddingCache
@@ -22,9 +23,10 @@ from ingest.parts import UNKNOWN, keep_parts
 from ingest.passages import Passages, Progress, Source
 from ingest.reading import Reading
 from ingest.records import Document, Entry, Generation, Upload, status_when_whole
+from ingest.together import Together
 from retrieval.digest import digest_of
 from retrieval.embedders import Embedder
-from retrieval.errors import DocumentNotFound, FootnoteError, StoreUnavailable
+from retrieval.errors import FootnoteError, StoreUnavailable
 from retrieval.stores import VectorStore
 
 NO_TEXT = "no text was found in it, so no question can find it; if it shows text, it may be an image of text"
@@ -88,6 +90,7 @@ class Pipeline:
         self.parsers = parsers
         self.disk = disk
         self.cache = cache
+        self._documents = Together(self._read_documents, most=LOT, of_all=(FootnoteError,))
 
     async def run(self, job: Job, progress: Progress) -> None:
         """Carry out a job and settle it. Raises what the steps raise, and `LeaseLost`."""
@@ -110,7 +113,7 @@ class Pipeline:
             await self.jobs.settle_ingest(job, [], {})
             return
         source = await self._source(document)
-        before = await self.catalog.blobs_of(source.id)
+        before = await self.catalog.blobs_of(source.id) if source.version > 1 else ()
         watch = Stopwatch(progress)
         with self.files.scratch() as scratch:
             async with self._reading(source, watch, scratch) as reading:
@@ -224,10 +227,11 @@ class Pipeline:
         return True
 
     async def _document(self, job: Job) -> Document | None:
-        try:
-            return await self.catalog.document(str(job.document_id))
-        except DocumentNotFound:
-            return None
+        return await self._documents.do(job.collection, str(job.document_id))
+
+    async def _read_documents(self, _collection: str, ids: Sequence[str]) -> list[Document | None]:
+        found = {document.id: document for document in await self.catalog.list_documents(ids=ids, limit=len(ids))}
+        return [found.get(each) for each in ids]
 
     async def _source(self, document: Document) -> Source:
         """The newest version; of a part that was nothing we knew, its type now, or the reason why there is none."""
@@ -252,9 +256,8 @@ class Pipeline:
         self, source: Source, reading: Reading, written: Mapping[str, Entry], progress: Progress
     ) -> dict[str, Entry]:
         """What was `written` and what generations that readers follow now, or will, lacked of the document."""
-        collection = await self.catalog.collection(source.collection)
         now = dict(written)
-        for generation, embedder in await self.generations.targets(collection):
+        for generation, embedder in await self.generations.targets(source.collection):
             if generation.id not in now:
                 now[generation.id] = await self._index(source, reading, generation, embedder, progress)
         return now
@@ -306,7 +309,8 @@ class Pipeline:
         text_key = await self.files.put_text((await reading.whole()).text)
         chunks = len(passages.embedded)
         progress("storing", chunks, chunks)
-        await self.store.create(generation.index)
+        if not chunks:
+            await self.store.create(generation.index)  # which else the first write does
         await self.store.replace(generation.index, {source.id: passages.embedded})
         languages = frozenset({passages.language} if passages.language else ())
         digest = await asyncio.to_thread(digest_of, passages.embedded)

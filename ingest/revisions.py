@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from ingest.catalog import Catalog
@@ -34,29 +33,24 @@ class RevisedStore:
     def __init__(self, store: VectorStore, catalog: Catalog) -> None:
         self._store = store
         self._catalog = catalog
-        self._writes: dict[Index, Together[Documents]] = {}
+        self._writes = Together(self._replace, most=DOCUMENTS_AT_ONCE, of_all=OUTAGES)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)  # everything but writing
 
     async def replace(self, index: Index, documents: Documents) -> None:
-        """As `VectorStore.replace`."""
+        """As `VectorStore.replace`, and an index that is not there is made for what is to be in it."""
         if sum(map(len, documents.values())) > LARGE:
             await self._replace(index, [documents])
             return
-        writes = self._writes.get(index)
-        if writes is None:
-            writes = Together(partial(self._replace, index), most=DOCUMENTS_AT_ONCE, of_all=OUTAGES)
-            self._writes[index] = writes
-        try:
-            await writes.do(documents)
-        finally:
-            if writes.idle and self._writes.get(index) is writes:
-                del self._writes[index]
+        await self._writes.do(index, documents)
 
-    async def _replace(self, index: Index, writes: Sequence[Documents]) -> None:
+    async def _replace(self, index: Index, writes: Sequence[Documents]) -> Sequence[None]:
         documents = {document_id: chunks for each in writes for document_id, chunks in each.items()}
+        if any(documents.values()):
+            await self._store.create(index)
         try:
             await self._store.replace(index, documents)
         finally:  # what was refused or stopped half-way may have been written all the same
             await asyncio.shield(self._catalog.revise(index))
+        return [None] * len(writes)

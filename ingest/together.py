@@ -3,57 +3,91 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting(Generic[T]):
+class _Waiting(Generic[T, R]):
     item: T
-    done: asyncio.Future[None]
+    done: asyncio.Future[R]
     gone: bool = False
     """Whoever asked for it does not want it any more."""
 
 
-class Together(Generic[T]):
+class Together(Generic[K, T, R]):
     """Does one thing after the other; what comes while one is under way is then done at once.
 
-    A single caller waits for nobody, and up to `most` that come at the same time share a call. An error is its own caller's:
-    where several were done at once they are done again, one by one.
+    A single caller waits for nobody, and up to `most` that come at the same time, with the same key, share a call. An error
+    is its own caller's: where several were done at once they are done again, one by one.
     """
 
     def __init__(
-        self, act: Callable[[Sequence[T]], Awaitable[None]], *, most: int, of_all: tuple[type[Exception], ...] = ()
+        self,
+        act: Callable[[K, Sequence[T]], Awaitable[Sequence[R]]],
+        *,
+        most: int,
+        of_all: tuple[type[Exception], ...] = (),
     ) -> None:
-        """`act` does up to `most` of them, and may be asked to do again what it did. Errors `of_all` are nobody's own."""
+        """`act` does up to `most` of a key's, gives the result of each in their order, and may be asked to do again what it
+        did. Errors `of_all` are nobody's own."""
         self._act = act
         self._most = most
         self._of_all = of_all
-        self._waiting: list[_Waiting[T]] = []
-        self._group: Sequence[_Waiting[T]] = ()
-        self._acting: asyncio.Future[None] | None = None
+        self._lines: dict[K, _Line[T, R]] = {}
+
+    @property
+    def idle(self) -> bool:
+        return not self._lines
+
+    async def do(self, key: K, item: T) -> R:
+        """Raises what `act` does. Who is cancelled meanwhile leaves nothing behind that is done later."""
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = _Line(partial(self._act, key), self._most, self._of_all)
+        try:
+            return await line.do(item)
+        finally:
+            if line.idle and self._lines.get(key) is line:
+                del self._lines[key]
+
+
+class _Line(Generic[T, R]):
+    """Those that wait with one key."""
+
+    def __init__(
+        self, act: Callable[[Sequence[T]], Awaitable[Sequence[R]]], most: int, of_all: tuple[type[Exception], ...]
+    ) -> None:
+        self._act = act
+        self._most = most
+        self._of_all = of_all
+        self._waiting: list[_Waiting[T, R]] = []
+        self._group: Sequence[_Waiting[T, R]] = ()
+        self._acting: asyncio.Future[Sequence[R]] | None = None
         self._running: asyncio.Task[None] | None = None
 
     @property
     def idle(self) -> bool:
         return self._running is None
 
-    async def do(self, item: T) -> None:
-        """Raises what `act` does. Who is cancelled meanwhile leaves nothing behind that is done later."""
-        waiting = _Waiting(item, asyncio.get_running_loop().create_future())
+    async def do(self, item: T) -> R:
+        waiting: _Waiting[T, R] = _Waiting(item, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         try:
-            await asyncio.shield(waiting.done)
+            return await asyncio.shield(waiting.done)
         except asyncio.CancelledError:
             await self._leave(waiting)
             raise
 
-    async def _leave(self, waiting: _Waiting[T]) -> None:
+    async def _leave(self, waiting: _Waiting[T, R]) -> None:
         waiting.gone = True
         if waiting in self._waiting:
             self._waiting.remove(waiting)
@@ -64,36 +98,39 @@ class Together(Generic[T]):
         await asyncio.gather(waiting.done, return_exceptions=True)
 
     async def _run(self) -> None:
-        group: list[_Waiting[T]] = []
+        group: list[_Waiting[T, R]] = []
         try:
             while self._waiting:
                 group, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-                error = await self._try(group)
-                is_shared = error is None or len(group) == 1 or isinstance(error, self._of_all)
-                for each in group:
+                found = await self._try(group)
+                is_shared = not isinstance(found, BaseException) or len(group) == 1 or isinstance(found, self._of_all)
+                for at, each in enumerate(group):
                     if each.gone:
                         each.done.cancel()
+                    elif is_shared:
+                        _settle(each, found, at)
                     else:
-                        self._settle(each, error if is_shared else await self._try([each]))
+                        _settle(each, await self._try([each]), 0)
         finally:
             self._running = None
             for each in (*group, *self._waiting):  # of a task that was cancelled; else all have their end
                 each.done.cancel()
 
-    async def _try(self, group: Sequence[_Waiting[T]]) -> BaseException | None:
+    async def _try(self, group: Sequence[_Waiting[T, R]]) -> Sequence[R] | BaseException:
         self._group, self._acting = group, asyncio.ensure_future(self._act([each.item for each in group]))
         try:
-            [error] = await asyncio.gather(self._acting, return_exceptions=True)
+            [found] = await asyncio.gather(self._acting, return_exceptions=True)
         finally:
             self._group, self._acting = (), None
-        return error
+        return found
 
-    def _settle(self, waiting: _Waiting[T], error: BaseException | None) -> None:
-        if waiting.done.done():
-            return
-        if error is None:
-            waiting.done.set_result(None)
-        elif isinstance(error, asyncio.CancelledError):
-            waiting.done.cancel()
-        else:
-            waiting.done.set_exception(error)
+
+def _settle(waiting: _Waiting[T, R], found: Sequence[R] | BaseException, at: int) -> None:
+    if waiting.done.done():
+        return
+    if isinstance(found, asyncio.CancelledError):
+        waiting.done.cancel()
+    elif isinstance(found, BaseException):
+        waiting.done.set_exception(found)
+    else:
+        waiting.done.set_result(found[at])

@@ -15,7 +15,7 @@ import structlog
 
 from ingest.brokers import Broker
 from ingest.claims import Turns
-from ingest.jobs import Job, Jobs, LeaseLost
+from ingest.jobs import Beat, Job, Jobs, LeaseLost
 from ingest.pace import Meter
 from ingest.pipeline import Pipeline
 from ingest.records import QUEUES
@@ -24,6 +24,8 @@ from retrieval.errors import FootnoteError
 LOOK_SECONDS = 2.0
 """How often a worker with nothing to do looks into the catalog by itself: what a broker lost is found then."""
 HOUSEKEEPING_SECONDS = 30.0
+BEAT_SECONDS = 1.0
+"""How often jobs show their progress."""
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +51,7 @@ class Worker:
         self.concurrency = concurrency
         self.drain_seconds = drain_seconds
         self.chores = chores
+        self._held: dict[str, _Held] = {}
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
@@ -57,31 +60,35 @@ class Worker:
         watching = min(LOOK_SECONDS, self.jobs.lease_seconds / 4)
         beside = [
             asyncio.create_task(_every(watching, self.jobs.take_back)),
+            asyncio.create_task(self._beat()),
             *(asyncio.create_task(_every(HOUSEKEEPING_SECONDS, act)) for act in (self.pipeline.housekeep, *self.chores)),
         ]
         try:
             while not stop.is_set():
-                job, wait = await self._claim() if len(running) < self.concurrency else (None, None)
-                if job is not None:
-                    task = asyncio.create_task(self._work(job))
+                lot, wait = await self._claim() if len(running) < self.concurrency else ([], None)
+                if lot:
+                    task = asyncio.create_task(self._work_all(lot))
                     running.add(task)
                     task.add_done_callback(running.discard)
                 else:
                     await self._wait(stop, running, wait)
             await self._drain(running, hurry or asyncio.Event())
         finally:
-            for each in (*running, *beside):
+            for each in running:
                 each.cancel()
-            await asyncio.gather(*running, *beside, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)  # their leases hold until they have given back their jobs
+            for each in beside:
+                each.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
-    async def _claim(self) -> tuple[Job | None, float]:
-        """A job, or none and how many seconds to wait at most before the next look."""
+    async def _claim(self) -> tuple[list[Job], float]:
+        """Some jobs, or none and how many seconds to wait at most before the next look."""
         try:
-            job = await self.jobs.claim(self.name, self.turns)
-            return job, LOOK_SECONDS if job else min(LOOK_SECONDS, await self.jobs.due_in(self.turns.queues))
+            lot = await self.jobs.claim_lot(self.name, self.turns)
+            return lot, LOOK_SECONDS if lot else min(LOOK_SECONDS, await self.jobs.due_in(self.turns.queues))
         except FootnoteError as exc:
             log.warning("catalog_unreachable", code=exc.code, detail=exc.message)
-            return None, LOOK_SECONDS
+            return [], LOOK_SECONDS
 
     async def _wait(self, stop: asyncio.Event, running: set[asyncio.Task[None]], seconds: float | None) -> None:
         """Wait until told to stop or a job ends; with room for another, also until one is announced or `seconds` are over."""
@@ -103,24 +110,27 @@ class Worker:
                 while running and not hurry.is_set():
                     await asyncio.wait({hurrying, *running}, return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
-        if running:
-            log.info("jobs_given_back", count=len(running))
+        if self._held:
+            log.info("jobs_given_back", count=len(self._held))
+
+    async def _work_all(self, lot: Sequence[Job]) -> None:
+        """Side by side: what they wait for at the same time, they get together."""
+        async with asyncio.TaskGroup() as group:
+            for job in lot:
+                group.create_task(self._work(job))
 
     async def _work(self, job: Job) -> None:
-        """Run one job with a heartbeat beside it; if the lease is lost, the work stops and nothing is settled."""
-        progress: dict[str, Any] = {"stage": "starting", "done": 0, "total": None}
-        work = asyncio.create_task(
-            self.pipeline.run(job, lambda stage, done, total: progress.update(stage=stage, done=done, total=total))
-        )
-        beat = asyncio.create_task(self._beat(job, progress, work))
+        """Run one job; if the lease is lost, the work stops and nothing is settled."""
+        held = self._held[job.id] = _Held(job)
+        held.work = asyncio.create_task(self.pipeline.run(job, held.note))
         context = {"job_id": job.id, "kind": job.kind, "document_id": job.document_id, "attempt": job.attempts}
         try:
-            await work
+            await held.work
             log.info("job_done", **context)
         except LeaseLost:
             log.warning("lease_lost", **context)
         except asyncio.CancelledError:
-            if not beat.done():  # we are shutting down, and the lease is still ours to give back
+            if not held.is_lost:  # we are shutting down, and the lease is still ours to give back
                 with contextlib.suppress(FootnoteError):
                     await self.jobs.release(job)
                 raise
@@ -136,9 +146,9 @@ class Worker:
             }
             await self._fail(job, error, None)
         finally:
-            work.cancel()
-            beat.cancel()
-            await asyncio.gather(beat, work, return_exceptions=True)
+            del self._held[job.id]
+            held.work.cancel()
+            await asyncio.gather(held.work, return_exceptions=True)
 
     async def _fail(self, job: Job, error: dict[str, Any], retry_after: float | None) -> None:
         try:
@@ -148,18 +158,43 @@ class Worker:
             return
         log.warning("job_failed", job_id=job.id, kind=job.kind, document_id=job.document_id, state=state, **error)
 
-    async def _beat(self, job: Job, progress: dict[str, Any], work: asyncio.Task[None]) -> None:
-        """Renew the lease three times per term; a catalog that is away for a moment is not a lost lease."""
-        meter = Meter()
+    async def _beat(self) -> None:
+        """Renew all leases three times per term; a catalog that is away for a moment is not a lost lease."""
         while True:
-            await asyncio.sleep(min(1.0, self.jobs.lease_seconds / 3))
+            await asyncio.sleep(min(BEAT_SECONDS, self.jobs.lease_seconds / 3))
+            now, held = time.monotonic(), dict(self._held)
             try:
-                await self.jobs.renew(job, **progress, rate=meter.rate(progress["done"], time.monotonic()))
-            except LeaseLost:
-                work.cancel()
-                return
+                lost = await self.jobs.renew([each.beat(now) for each in held.values()])
             except FootnoteError as exc:
-                log.warning("lease_not_renewed", job_id=job.id, code=exc.code)
+                log.warning("leases_not_renewed", count=len(held), code=exc.code)
+                continue
+            except Exception:
+                log.exception("renewal_crashed")
+                continue
+            for job_id in lost:
+                held[job_id].lose()
+
+
+class _Held:
+    """A job that this worker holds, and how far it is."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.is_lost = False
+        self.work: asyncio.Task[None] | None = None
+        self._meter = Meter()
+        self._progress: tuple[str, int, int | None] = ("starting", 0, None)
+
+    def note(self, stage: str, done: int, total: int | None) -> None:
+        self._progress = (stage, done, total)
+
+    def beat(self, now: float) -> Beat:
+        return Beat(self.job, *self._progress, rate=self._meter.rate(self._progress[1], now))
+
+    def lose(self) -> None:
+        self.is_lost = True
+        if self.work is not None:
+            self.work.cancel()
 
 
 async def _every(seconds: float, act: Callable[[], Awaitable[object]]) -> None:

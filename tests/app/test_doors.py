@@ -18,7 +18,7 @@ from app.client import Client
 from app.wiring import Service
 from ingest import pipeline as pipelines
 from ingest.disk import Disk
-from ingest.jobs import Job
+from ingest.jobs import Beat, Job
 from ingest.parsers.isolation import ParserPool
 from ingest.pipeline import Pipeline
 from ingest.records import Entry
@@ -50,7 +50,7 @@ async def settle(service: Service, count: int = 1) -> None:
     for _ in range(count):
         job = await service.jobs.claim("test")
         assert job is not None
-        [(generation, _)] = await service.generations.targets(await service.catalog.collection(job.collection))
+        [(generation, _)] = await service.generations.targets(job.collection)
         written = [Entry(generation, "t" * 64, 1, frozenset({"en"}))]
         place = {"version": job.version, "sha256": "1" * 64, "media_type": "text/plain", "status": "ready", "receipt": None}
         assert await service.jobs.settle_ingest(job, written, place) == "settled"
@@ -222,7 +222,7 @@ async def test_a_token_is_opaque_and_short_and_anything_else_is_refused(inside):
 
 async def indexed(service: Service) -> None:
     """One chunk in the live index, so that a question is embedded."""
-    [(generation, _)] = await service.generations.targets(await service.catalog.collection("default"))
+    [(generation, _)] = await service.generations.targets("default")
     await service.store.create(generation.index)
     vector = np.array([1, 0, 0, 0], np.float32)
     chunk = EmbeddedChunk(Chunk("c", "d", "a.txt", 0, "Apples are red.", 0, 15, language="en"), vector, "appl red")
@@ -310,7 +310,7 @@ async def test_a_listener_hears_of_each_change_and_last_of_the_end(inside, monke
     heard: list[tuple[str, dict]] = []
     listening = asyncio.create_task(listen(inside, job.id, heard))
     await until(lambda: heard)
-    await inside.service.jobs.renew(job, stage="embedding", done=20, total=50, rate=10.0)
+    assert await inside.service.jobs.renew([Beat(job, stage="embedding", done=20, total=50, rate=10.0)]) == []
     await until(lambda: heard[-1][1]["done"] == 20)
     await inside.service.jobs.fail(job, {"code": "unreadable_document", "detail": "x", "retryable": False})
     await asyncio.wait_for(listening, 5)

@@ -121,7 +121,7 @@ async def service(folder) -> AsyncIterator:
     """An open service with two documents in its store; their vectors point anywhere, since questions here go by words."""
     async with open_service(Settings(data_dir=folder)) as opened:
         collection = await opened.catalog.create_collection("default", chunking=Chunking())
-        [(generation, _)] = await opened.generations.targets(collection)
+        [(generation, _)] = await opened.generations.targets(collection.name)
         await opened.store.create(generation.index)
         for name, text in TEXTS.items():
             vector = np.eye(1, generation.index.dimension, dtype=np.float32)[0]

@@ -19,7 +19,7 @@ from ingest.chunk import Chunking
 from ingest.database import open_database
 from ingest.documents import OriginalVanished, Room, cancel_queued, taken_for_granted
 from ingest.filter_keys import check_filter
-from ingest.jobs import Job, Jobs, LeaseLost
+from ingest.jobs import Beat, Job, Jobs, LeaseLost
 from ingest.records import Collection, Entry, Generation, Upload, request_fingerprint
 from ingest.schema import HEAD, metadata, upgrade
 from retrieval.errors import (
@@ -244,8 +244,7 @@ async def test_a_silent_workers_job_goes_to_another_and_the_first_can_settle_not
     await lease_runs_out(db)
     second = await db.jobs.claim("other")
     assert (second.id, second.attempts) == (first.id, 2)
-    with pytest.raises(LeaseLost):
-        await db.jobs.renew(first, stage="embedding", done=1, total=2)
+    assert await db.jobs.renew([Beat(first, stage="embedding", done=1, total=2)]) == [first.id]
     with pytest.raises(LeaseLost):
         await db.jobs.settle_ingest(first, [entry(gen)], source())
     with pytest.raises(LeaseLost):
@@ -258,7 +257,7 @@ async def test_renewal_keeps_a_job_and_shows_progress(db):
     job = await db.jobs.claim("w")
     for _ in range(3):
         db.clock.now += 20
-        await db.jobs.renew(job, stage="embedding", done=5, total=20)
+        assert await db.jobs.renew([Beat(job, stage="embedding", done=5, total=20)]) == []
     assert await db.jobs.claim("other") is None
     shown = await db.jobs.job(job.id)
     assert (shown.stage, shown.done, shown.total) == ("embedding", 5, 20)
@@ -625,21 +624,20 @@ async def test_a_heartbeat_on_its_way_while_the_job_is_settled_stops_nothing(db)
     gen = await generation(db)
     job = await db.jobs.claim("w")
     assert await db.jobs.settle_ingest(job, [entry(gen)], source()) == "settled"
-    await db.jobs.renew(job, stage="storing", done=1, total=1)
+    assert await db.jobs.renew([Beat(job, stage="storing", done=1, total=1)]) == []
     assert (await db.jobs.job(job.id)).state == "succeeded"
     await accept(db, upload("a.txt", "2"))
     superseded = await db.jobs.claim("w")
     await db.catalog.delete_document(accepted.id)
     assert await db.jobs.settle_ingest(superseded, [entry(gen)], source()) == "superseded"
-    await db.jobs.renew(superseded, stage="storing", done=1, total=1)
+    assert await db.jobs.renew([Beat(superseded, stage="storing", done=1, total=1)]) == []
 
 
 async def test_cancelling_and_retrying(db):
     [accepted] = await accept(db, upload())
     job = await db.jobs.claim("w")
     assert (await db.jobs.cancel(job.id)).state == "cancelled"
-    with pytest.raises(LeaseLost):
-        await db.jobs.renew(job, stage="x", done=0, total=None)
+    assert await db.jobs.renew([Beat(job, stage="x", done=0, total=None)]) == [job.id]
     assert (await db.catalog.document(accepted.id)).status == "failed"
     with pytest.raises(JobNotCancellable):
         await db.jobs.cancel(job.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ingest.jobs import Beat
 from ingest.pace import Meter, Pace
 from tests.ingest import test_catalog
 from tests.ingest.test_catalog import accept, entry, generation, source, upload
@@ -48,9 +49,9 @@ async def test_a_job_that_runs_is_told_by_its_own_rate(db):
     pace = Pace(db.database, clock=db.clock)
     [accepted] = await accept(db, upload())
     job = await db.jobs.claim("w")
-    await db.jobs.renew(job, stage="embedding", done=10, total=40, rate=None)
+    assert await db.jobs.renew([Beat(job, stage="embedding", done=10, total=40, rate=None)]) == []
     assert await pace.etas([await db.jobs.job(accepted.job_id)]) == {}
-    await db.jobs.renew(job, stage="embedding", done=20, total=40, rate=2.5)
+    assert await db.jobs.renew([Beat(job, stage="embedding", done=20, total=40, rate=2.5)]) == []
     now = await db.jobs.job(accepted.job_id)
     assert (now.rate, await pace.etas([now])) == (2.5, {accepted.job_id: 8.0})
 

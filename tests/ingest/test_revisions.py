@@ -23,6 +23,9 @@ class Writes:
         self.store = store
         self.seen: list[set[str]] = []
 
+    async def create(self, index: Index) -> None:
+        await self.store.create(index)
+
     async def replace(self, index: Index, documents: Mapping[str, list[EmbeddedChunk]]) -> None:
         self.seen.append(set(documents))
         await self.store.replace(index, documents)

@@ -18,15 +18,16 @@ class Acts:
         self.calls: list[list[str]] = []
         self.go = asyncio.Event()
 
-    async def __call__(self, items: Sequence[str]) -> None:
+    async def __call__(self, _key: str, items: Sequence[str]) -> list[str]:
         self.calls.append(list(items))
         await self.go.wait()
         if found := self.bad & set(items):
             raise ValueError(*sorted(found))
+        return [item.upper() for item in items]
 
 
-async def started(together: Together[str], *items: str) -> list[asyncio.Task[None]]:
-    tasks = [asyncio.create_task(together.do(item)) for item in items]
+async def started(together: Together[str, str, str], *items: str, key: str = "") -> list[asyncio.Task[str]]:
+    tasks = [asyncio.create_task(together.do(key, item)) for item in items]
     await asyncio.sleep(0.01)
     return tasks
 
@@ -38,11 +39,21 @@ async def test_what_comes_while_one_is_under_way_is_done_as_one():
     others = await started(together, "b", "c", "d", "e")
     assert acts.calls == [["a"]]
     acts.go.set()
-    await asyncio.gather(*first, *others)
+    assert await asyncio.gather(*first, *others) == list("ABCDE")
     assert acts.calls == [["a"], ["b", "c", "d"], ["e"]]
     assert together.idle
-    await together.do("f")
+    await together.do("", "f")
     assert acts.calls[-1] == ["f"]
+
+
+async def test_those_with_another_key_wait_for_nobody():
+    acts = Acts()
+    together = Together(acts, most=9)
+    tasks = [*await started(together, "a", "b", key="one"), *await started(together, "c", key="other")]
+    assert acts.calls == [["a", "b"], ["c"]]
+    acts.go.set()
+    assert await asyncio.gather(*tasks) == list("ABC")
+    assert together.idle
 
 
 async def test_an_error_is_its_own_callers():
@@ -51,7 +62,7 @@ async def test_an_error_is_its_own_callers():
     tasks = [*await started(together, "first"), *await started(together, "good", "bad", "also good")]
     acts.go.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(result) for result in results] == [type(None), type(None), ValueError, type(None)]
+    assert [type(result) for result in results] == [str, str, ValueError, str]
     assert acts.calls == [["first"], ["good", "bad", "also good"], ["good"], ["bad"], ["also good"]]
 
 
@@ -91,7 +102,7 @@ async def test_what_nobody_wants_any_more_is_stopped():
     assert {type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)} == {asyncio.CancelledError}
     assert together.idle
     acts.go.set()
-    await together.do("c")
+    await together.do("", "c")
     assert acts.calls == [["a", "b"], ["c"]]
 
 
@@ -102,7 +113,7 @@ async def test_what_failed_together_is_not_done_again_for_who_has_gone():
     gone.cancel()
     acts.go.set()
     results = await asyncio.gather(gone, bad, good, return_exceptions=True)
-    assert [type(result) for result in results] == [asyncio.CancelledError, ValueError, type(None)]
+    assert [type(result) for result in results] == [asyncio.CancelledError, ValueError, str]
     assert acts.calls == [["gone", "bad", "good"], ["bad"], ["good"]]
 
 
