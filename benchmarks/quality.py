@@ -56,7 +56,7 @@ async def ingest(http: httpx.AsyncClient, collection: str, corpus: list[dict]) -
         ]
         if not any(page["jobs"] for page in left):
             return time.perf_counter() - began
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.2)
 
 
 async def rank(http: httpx.AsyncClient, collection: str, question: str, mode: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict
 from time import time
 from typing import Any
 
@@ -24,7 +24,9 @@ from ingest.documents import (
     require_originals,
     room_below,
     room_in,
+    update_documents,
     usage,
+    version_of,
 )
 from ingest.filter_keys import type_name
 from ingest.records import (
@@ -398,53 +400,67 @@ class Catalog:
     async def _accept_all(self, connection: AsyncConnection, collection: str, uploads: Sequence[Upload]) -> list[Accepted]:
         """Accept what the quota has room for, and note which documents are covered by the token of this write."""
         room, token, accepted = await room_in(connection, collection), new_id("w"), []
-        for upload in uploads:
-            try:
-                accepted.append(replace(await self._accept_one(connection, collection, upload, room), token=token))
-            except QuotaExceeded as exc:
-                error = {"code": exc.code, "detail": exc.message, "retryable": exc.retryable}
-                accepted.append(Accepted("", upload.name, "failed", "", duplicate=False, error=error, token=token))
+        for some in _of_different_names(uploads):
+            accepted += await self._accept_some(connection, collection, some, room, token)
         if covered := {each.id for each in accepted if not each.error}:
             await connection.execute(sa.insert(writes), [{"token": token, "document_id": each} for each in covered])
         elif accepted:
             raise QuotaExceeded(_no_room(collection))
         return accepted
 
-    async def _accept_one(self, connection: AsyncConnection, collection: str, upload: Upload, room: Room) -> Accepted:
-        where = sa.and_(documents.c.collection == collection, documents.c.key == upload.name)
-        row = await self._row(connection, sa.select(documents).where(where))
-        now = time()
-        fresh = {
-            "sha256": upload.sha256,
-            "size": upload.size,
-            "media_type": upload.media_type,
-            "metadata": dict(upload.metadata),
-        }
-        if row is not None and is_same(row, upload) and row["status"] not in {"failed", "degraded"}:
-            parts = (row["receipt"] or {}).get("parts", 0)
-            return Accepted(row["id"], upload.name, row["status"], row["job_id"], duplicate=True, parts=parts)
-        if not room.take(*((0, upload.size - row["size"]) if row else (1, upload.size))):
-            raise QuotaExceeded(_no_room(collection))
-        document_id = row["id"] if row else new_id("doc")
-        version = row["version"] + 1 if row else 1
-        await cancel_queued(connection, [document_id])
-        job = new_job("ingest", collection, document_id=document_id, version=version)
-        await add_jobs(connection, [job])
-        values = {**fresh, "version": version, "status": "queued", "error": None, "job_id": job["id"], "updated_at": now}
-        if row:
-            await connection.execute(sa.update(documents).where(documents.c.id == document_id).values(**values))
-        else:
-            names = {"id": document_id, "collection": collection, "key": upload.name, "name": upload.name, "created_at": now}
-            await connection.execute(sa.insert(documents).values(**names, **values))
-        await self._note_keys(connection, collection, upload.metadata)
-        return Accepted(document_id, upload.name, "queued", job["id"], duplicate=False)
+    async def _accept_some(
+        self, connection: AsyncConnection, collection: str, uploads: Sequence[Upload], room: Room, token: str
+    ) -> list[Accepted]:
+        """Of different names, by few statements."""
+        keys = [upload.name for upload in uploads]
+        held = sa.select(documents).where(documents.c.collection == collection, documents.c.key.in_(keys))
+        rows = {row["key"]: row for row in (await connection.execute(held)).mappings()}
+        accepted: list[Accepted] = []
+        new: list[dict[str, Any]] = []
+        changed: list[dict[str, Any]] = []
+        queued: list[dict[str, Any]] = []
+        for upload in uploads:
+            row = rows.get(upload.name)
+            if row is not None and is_same(row, upload) and row["status"] not in {"failed", "degraded"}:
+                parts = (row["receipt"] or {}).get("parts", 0)
+                known = (row["id"], upload.name, row["status"], row["job_id"])
+                accepted.append(Accepted(*known, duplicate=True, parts=parts, token=token))
+                continue
+            if not room.take(*((0, upload.size - row["size"]) if row else (1, upload.size))):
+                error = {"code": QuotaExceeded.code, "detail": _no_room(collection), "retryable": QuotaExceeded.retryable}
+                accepted.append(Accepted("", upload.name, "failed", "", duplicate=False, error=error, token=token))
+                continue
+            values = version_of(upload, row["id"] if row else new_id("doc"), row["version"] + 1 if row else 1)
+            job = new_job("ingest", collection, document_id=values["id"], version=values["version"])
+            values["job_id"] = job["id"]
+            queued.append(job)
+            if row:
+                changed.append(values)
+            else:
+                names = {"collection": collection, "key": upload.name, "name": upload.name, "created_at": values["updated_at"]}
+                new.append(values | names)
+            accepted.append(Accepted(values["id"], upload.name, "queued", job["id"], duplicate=False, token=token))
+        await cancel_queued(connection, [each["id"] for each in changed])
+        await add_jobs(connection, queued)
+        if new:
+            await connection.execute(sa.insert(documents), new)
+        await update_documents(connection, changed)
+        taken = {job["document_id"] for job in queued}
+        named = [upload.metadata for upload, each in zip(uploads, accepted, strict=True) if each.id in taken]
+        await self._note_keys(connection, collection, named)
+        return accepted
 
-    async def _note_keys(self, connection: AsyncConnection, collection: str, metadata: Metadata) -> None:
-        for key, value in metadata.items():
-            row = {"collection": collection, "key": key, "type": type_name(value)}
-            known = sa.select(metadata_keys).where(*(metadata_keys.c[name] == item for name, item in row.items()))
-            if await self._row(connection, known) is None:
-                await connection.execute(sa.insert(metadata_keys).values(**row))
+    async def _note_keys(self, connection: AsyncConnection, collection: str, metadata: Sequence[Metadata]) -> None:
+        pairs = {(key, type_name(value)) for each in metadata for key, value in each.items()}
+        if not pairs:
+            return
+        known = sa.select(metadata_keys.c.key, metadata_keys.c.type).where(
+            metadata_keys.c.collection == collection, metadata_keys.c.key.in_({key for key, _ in pairs})
+        )
+        pairs -= {(row.key, row.type) for row in (await connection.execute(known)).all()}
+        if pairs:
+            rows = [{"collection": collection, "key": key, "type": type_} for key, type_ in sorted(pairs)]
+            await connection.execute(sa.insert(metadata_keys), rows)
 
     async def _ensure_collection(self, connection: AsyncConnection, name: str, chunking: Chunking, quota: Quota) -> Collection:
         row = await self._row(connection, sa.select(collections).where(collections.c.name == name))
@@ -510,6 +526,17 @@ class Catalog:
         if row is None:
             raise LookupError("the catalog lacks a row that another row names")
         return row
+
+
+def _of_different_names(uploads: Sequence[Upload]) -> Iterator[list[Upload]]:
+    """In their order, cut where a name comes again: its second upload is the next version of what the first one made."""
+    some: dict[str, Upload] = {}
+    for upload in uploads:
+        if upload.name in some:
+            yield [*some.values()]
+            some = {}
+        some[upload.name] = upload
+    yield [*some.values()]
 
 
 def _no_room(collection: str) -> str:

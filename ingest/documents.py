@@ -205,7 +205,7 @@ async def replace_parts(connection: AsyncConnection, parent: Mapping[Any, Any], 
         if row is None:
             new.append(_new_part(parent, part))
         elif row["status"] in {"failed", "degraded"} or not is_same(row, part):
-            changed.append(_version(part, row["id"], row["version"] + 1))
+            changed.append(version_of(part, row["id"], row["version"] + 1))
     await remove(connection, [row["id"] for row in held.values()])
     await cancel_queued(connection, [each["id"] for each in changed])
     queued = [
@@ -219,7 +219,8 @@ async def replace_parts(connection: AsyncConnection, parent: Mapping[Any, Any], 
     await update_documents(connection, changed)
 
 
-def _version(part: Upload, document_id: str, version: int) -> dict[str, Any]:
+def version_of(part: Upload, document_id: str, version: int) -> dict[str, Any]:
+    """The row of a version that waits for its job, as far as it changes with a new one."""
     return {
         "id": document_id,
         "version": version,
@@ -235,7 +236,7 @@ def _version(part: Upload, document_id: str, version: int) -> dict[str, Any]:
 
 
 def _new_part(parent: Mapping[Any, Any], part: Upload) -> dict[str, Any]:
-    version = _version(part, new_id("doc"), 1)
+    version = version_of(part, new_id("doc"), 1)
     return {
         **version,
         "collection": parent["collection"],

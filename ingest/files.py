@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -27,6 +27,7 @@ KINDS: tuple[Kind, ...] = ("originals", "texts")
 HEAD = 64 * 1024
 THREADS = 16
 """Of its own, so that a disk or bucket which hangs holds up nothing else."""
+ASKED_AT_ONCE = 8
 ABANDONED_SECONDS = 24 * 3600
 """After so long without a write, an unfinished file has lost its writer."""
 
@@ -61,9 +62,7 @@ class Files:
             async for piece in pieces:
                 size += len(piece)
                 if size > limit:
-                    raise DocumentTooLarge(
-                        f"the document is larger than {limit // 2**20} MiB; split it, or raise FOOTNOTE_MAX_FILE_MB"
-                    )
+                    raise _too_large(limit)
                 digest.update(piece)
                 head += piece[: max(0, HEAD - len(head))]
                 await self._run(file.write, piece)
@@ -71,13 +70,25 @@ class Files:
             await self._run(self._keep, kind, digest.hexdigest(), Path(file.name))
         return Stored(digest.hexdigest(), size, head)
 
+    async def put_bytes(self, kind: Kind, data: bytes, *, limit: int) -> Stored:
+        """As `put`, of bytes that are here: one call of a thread."""
+        if len(data) > limit:
+            raise _too_large(limit)
+        return await self._run(self._put, kind, data)
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder for the files of one job, removed with what is left in it; `adopt` takes files out of it."""
+        folder = self._unfinished()
         with disk_errors():
-            folder = tempfile.TemporaryDirectory(dir=self._blobs.incoming, ignore_cleanup_errors=True)
-        with folder as name:
-            yield Path(name)
+            folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            try:
+                folder.rmdir()  # it mostly is empty
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def adopt(self, kind: Kind, paths: Mapping[str, Path]) -> None:
         """Take over files that lie in a `scratch` folder, by their SHA-256. Those that can be stored are when it raises."""
@@ -86,11 +97,9 @@ class Files:
             if isinstance(result, BaseException):
                 raise result
 
-    @asynccontextmanager
-    async def local(self, kind: Kind, sha256: str) -> AsyncIterator[Path]:
-        """A file with these bytes to read, there until the block ends."""
-        with self.scratch() as folder:
-            yield await self._run(self._blobs.local, _key(kind, sha256), folder)
+    async def local(self, kind: Kind, sha256: str, folder: Path) -> Path:
+        """A file with these bytes to read; one that has to be made is made in `folder`."""
+        return await self._run(self._blobs.local, _key(kind, sha256), folder)
 
     async def stream(self, kind: Kind, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """The bytes from `start` to before `end` in pieces; awaiting it asks for them, so that it raises before the first."""
@@ -104,15 +113,24 @@ class Files:
 
     async def has_originals(self, hashes: Collection[str]) -> bool:
         """Whether the bytes of all are there."""
-        return all(await asyncio.gather(*(self._run(self._blobs.has, _key("originals", sha256)) for sha256 in hashes)))
+        return await self._has("originals", hashes)
 
     async def has_texts(self, keys: Collection[str]) -> bool:
         """Whether these texts are all there."""
-        return all(await asyncio.gather(*(self._run(self._blobs.has, _key("texts", key)) for key in keys)))
+        return await self._has("texts", keys)
+
+    async def _has(self, kind: Kind, hashes: Collection[str]) -> bool:
+        """Some at once, as a bucket takes its time, and some by one thread, as a folder answers sooner than a thread starts."""
+        wanted = [_key(kind, sha256) for sha256 in hashes]
+        some = [wanted[at : at + ASKED_AT_ONCE] for at in range(0, len(wanted), ASKED_AT_ONCE)]
+        return all(await asyncio.gather(*(self._run(self._have, keys) for keys in some)))
+
+    def _have(self, keys: Sequence[str]) -> bool:
+        return all(self._blobs.has(key) for key in keys)
 
     async def put_text(self, text: str) -> str:
         """Store a canonical text as UTF-8; its key is the hash of those bytes."""
-        return await self._run(self._put_text, text)
+        return (await self._run(self._put, "texts", text.encode())).sha256
 
     async def text(self, key: str) -> str:
         return b"".join([piece async for piece in await self.stream("texts", key)]).decode()
@@ -155,14 +173,19 @@ class Files:
         if kind != "originals" or not self._blobs.has(_key(kind, sha256)):
             self._blobs.keep(_key(kind, sha256), path)
 
-    def _put_text(self, text: str) -> str:
-        data = text.encode()
-        key = hashlib.sha256(data).hexdigest()
-        with disk_errors(), self.scratch() as folder:
-            path = folder / key
-            path.write_bytes(data)
-            self._keep("texts", key, path)
-        return key
+    def _unfinished(self) -> Path:
+        return self._blobs.incoming / secrets.token_hex(16)
+
+    def _put(self, kind: Kind, data: bytes) -> Stored:
+        sha256 = hashlib.sha256(data).hexdigest()
+        with disk_errors():
+            path = self._unfinished()
+            try:
+                path.write_bytes(data)
+                self._keep(kind, sha256, path)
+            finally:
+                path.unlink(missing_ok=True)
+        return Stored(sha256, len(data), data[:HEAD])
 
     def _sweep(self) -> None:
         latest = time.time() - ABANDONED_SECONDS
@@ -172,6 +195,10 @@ class Files:
             with contextlib.suppress(OSError):  # another worker sweeps as well
                 if path.stat().st_mtime < latest:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _too_large(limit: int) -> DocumentTooLarge:
+    return DocumentTooLarge(f"the document is larger than {limit // 2**20} MiB; split it, or raise FOOTNOTE_MAX_FILE_MB")
 
 
 def _key(kind: Kind, sha256: str) -> str:

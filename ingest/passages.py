@@ -11,7 +11,7 @@ from ingest.chunk import Chunker, Chunking, Piece
 from ingest.embedding_cache import EmbeddingCache
 from ingest.parsers import Parsed
 from retrieval.analysis import analyze, guess_language
-from retrieval.embedders import Embedder, Tokenizer
+from retrieval.embedders import Embedder
 from retrieval.types import Chunk, EmbeddedChunk, chunk_id
 
 EMBED_BATCH = 64
@@ -39,6 +39,16 @@ class Source:
         return {"version": self.version, "sha256": self.sha256, "media_type": self.media_type}
 
 
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """A piece, the text that stands for it, this one's words for keyword search, and its length in the model's tokens."""
+
+    piece: Piece
+    text: str
+    terms: str
+    tokens: int
+
+
 class Passages:
     """Grows with each portion of the document that is added."""
 
@@ -60,7 +70,7 @@ class Passages:
 
     async def add(self, portion: Parsed) -> None:
         """Embed what is complete with the next portion, and, if it is the last one, all the rest."""
-        pieces = await asyncio.to_thread(self._cut, portion)
+        pieces = await asyncio.to_thread(self._cut, portion)  # also of a short one: together they hold a core for long
         before, pages = self._pages, portion.receipt.pages or 0
         self._pages += pages
         total = portion.rest.pages if portion.rest else self._pages or len(pieces)
@@ -70,22 +80,25 @@ class Passages:
         if portion.rest:
             self._progress("reading", self._pages, total)
 
-    def _cut(self, portion: Parsed) -> list[Piece]:
+    def _cut(self, portion: Parsed) -> list[_Passage]:
         if self.language is None:
             self.language = guess_language(portion.text[:LANGUAGE_SAMPLE])
         pieces = list(self._chunker.cut(portion))
-        return pieces if portion.rest else [*pieces, *self._chunker.rest()]
+        return [self._passage(piece) for piece in (pieces if portion.rest else [*pieces, *self._chunker.rest()])]
 
-    async def _embed(self, pieces: Sequence[Piece]) -> None:
-        texts = [f"{piece.context}\n{piece.text}" if piece.context else piece.text for piece in pieces]
-        tokenizer = self._embedder.tokenizer
-        terms, counts = await asyncio.to_thread(_terms, texts, self.language, tokenizer)
-        vectors, computed = await self._cache.embed(self._embedder, texts)
+    def _passage(self, piece: Piece) -> _Passage:
+        text = f"{piece.context}\n{piece.text}" if piece.context else piece.text
+        tokens = len(self._embedder.tokenizer.token_starts(text))
+        return _Passage(piece, text, " ".join(analyze(text, self.language)), tokens)
+
+    async def _embed(self, passages: Sequence[_Passage]) -> None:
+        vectors, computed = await self._cache.embed(self._embedder, [each.text for each in passages])
         self.computed += computed
-        self.tokens += sum(counts)
-        self.tokens_cut += sum(max(0, count - tokenizer.window) for count in counts)
-        for piece, vector, words in zip(pieces, vectors, terms, strict=True):
-            self.embedded.append(EmbeddedChunk(self._chunk(piece), vector, words))
+        window = self._embedder.tokenizer.window
+        for each, vector in zip(passages, vectors, strict=True):
+            self.tokens += each.tokens
+            self.tokens_cut += max(0, each.tokens - window)
+            self.embedded.append(EmbeddedChunk(self._chunk(each.piece), vector, each.terms))
 
     def _chunk(self, piece: Piece) -> Chunk:
         source = self._source
@@ -102,8 +115,3 @@ class Passages:
             language=self.language,
             metadata=source.metadata,
         )
-
-
-def _terms(texts: Sequence[str], language: str | None, tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
-    """The words of each text for keyword search, and its length in the model's tokens."""
-    return [" ".join(analyze(text, language)) for text in texts], [len(tokenizer.token_starts(text)) for text in texts]

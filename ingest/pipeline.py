@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from ingest.aside import aside
 from ingest.catalog import Catalog
 from ingest.claims import LOT
 from ingest.disk import Disk
@@ -116,7 +117,7 @@ class Pipeline:
         before = await self.catalog.blobs_of(source.id) if source.version > 1 else ()
         watch = Stopwatch(progress)
         with self.files.scratch() as scratch:
-            async with self._reading(source, watch, scratch) as reading:
+            async with self._reading(source, watch, scratch, parts=scratch) as reading:
                 written = await self._write(source, reading, {}, watch)
                 parsed = await reading.whole()
             async with self._stored_parts(source, parsed, scratch) as parts:
@@ -155,8 +156,9 @@ class Pipeline:
         source = Source(**live)
         before = await self.catalog.blobs_of(source.id)
         embedder = await self.generations.embedder(generation.embedder)
-        async with self._reading(source, progress, None) as reading:
-            entry = await self._index(source, reading, generation, embedder, progress)
+        with self.files.scratch() as scratch:
+            async with self._reading(source, progress, scratch) as reading:
+                entry = await self._index(source, reading, generation, embedder, progress)
         if await self.jobs.settle_rebuild(job, entry, source.place(), texts=self.files.has_texts) == "superseded":
             await self._forget_if_gone(job, {generation.id: entry})
         await self.catalog.remove_blobs([*before], self.files.discard)
@@ -243,13 +245,13 @@ class Pipeline:
         return Source(*held, media_type, document.metadata)
 
     @asynccontextmanager
-    async def _reading(self, source: Source, progress: Progress, scratch: Path | None) -> AsyncIterator[Reading]:
-        """The document, read while the block goes on; files within it are left in `scratch`."""
+    async def _reading(
+        self, source: Source, progress: Progress, scratch: Path, *, parts: Path | None = None
+    ) -> AsyncIterator[Reading]:
+        """The document, read while the block goes on; files within it are left in `parts`."""
         progress("reading", 0, None)
-        async with (
-            self.files.local("originals", source.sha256) as original,
-            aclosing(self.parsers.portions(original, source.name, source.media_type, scratch)) as portions,
-        ):
+        original = await self.files.local("originals", source.sha256, scratch)
+        async with aclosing(self.parsers.portions(original, source.name, source.media_type, parts)) as portions:
             yield Reading(source.name, portions)
 
     async def _write(
@@ -313,7 +315,7 @@ class Pipeline:
             await self.store.create(generation.index)  # which else the first write does
         await self.store.replace(generation.index, {source.id: passages.embedded})
         languages = frozenset({passages.language} if passages.language else ())
-        digest = await asyncio.to_thread(digest_of, passages.embedded)
+        digest = await aside(sum(len(row.chunk.text) for row in passages.embedded), digest_of, passages.embedded)
         tokens, cut = passages.tokens, passages.tokens_cut
         return Entry(generation, text_key, chunks, languages, tokens, cut, digest, passages.computed)
 

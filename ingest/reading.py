@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from ingest.aside import aside
 from ingest.parsers import Parsed, finish
 
 
@@ -28,5 +28,5 @@ class Reading:
         """All portions as one. Raises `EmptyDocument`."""
         if self._whole is None:
             portions = [portion async for portion in self.portions()]
-            self._whole = await asyncio.to_thread(finish, portions, self._name)
+            self._whole = await aside(sum(len(portion.text) for portion in portions), finish, portions, self._name)
         return self._whole

@@ -14,7 +14,7 @@ from retrieval.types import EmbeddedChunk, Index
 
 Documents = Mapping[str, Sequence[EmbeddedChunk]]
 
-DOCUMENTS_AT_ONCE = 32
+DOCUMENTS_AT_ONCE = 64
 OUTAGES = (StoreUnavailable, StorageFull, CatalogUnavailable)
 """Whose fault a document is not, so that each of a group need not find out by itself."""
 LARGE = 256

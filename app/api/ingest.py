@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from app.schemas import Error, IngestedDocument, IngestRequest, IngestResponse
 from app.settings import MIB
 from app.wiring import Service
 from ingest.documents import OriginalVanished
+from ingest.files import Stored
 from ingest.parsers import detect
 from ingest.records import Accepted, Document, Upload, check_collection_name, request_fingerprint
 from retrieval.errors import FootnoteError, InvalidInput, QuotaExceeded, UnsupportedDocument
@@ -34,6 +36,8 @@ router = APIRouter(tags=["ingest"])
 
 MAX_FILES = 1000
 COPY_BYTES = 1 * MIB
+STORED_AT_ONCE = 8
+"""Files of one request."""
 
 _BODY = {
     "required": True,
@@ -74,13 +78,20 @@ class Incoming:
     file: UploadFile | None = None
     data: bytes = b""
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def put(self, service: Service) -> Stored:
+        """Store the bytes."""
+        limit = service.settings.max_file_mb * MIB
         if self.file is None:
-            yield self.data
-            return
+            return await service.files.put_bytes("originals", self.data, limit=limit)
         await self.file.seek(0)
-        while piece := await self.file.read(COPY_BYTES):
-            yield piece
+        if (self.file.size or COPY_BYTES) < COPY_BYTES:
+            return await service.files.put_bytes("originals", await self.file.read(), limit=limit)
+        return await service.files.put("originals", _pieces(self.file), limit=limit)
+
+
+async def _pieces(file: UploadFile) -> AsyncIterator[bytes]:
+    while piece := await file.read(COPY_BYTES):
+        yield piece
 
 
 @dataclass
@@ -224,19 +235,26 @@ async def _stored(service: Service, incoming: list[Incoming | Outcome]) -> Async
     """Keep the bytes of all while their documents are written; what is not accepted then does not stay."""
     outcomes: list[Outcome] = []
     try:
-        for each in incoming:
-            outcomes.append(await _store(service, each) if isinstance(each, Incoming) else each)  # noqa: PERF401 - see finally
+        for at in range(0, len(incoming), STORED_AT_ONCE):
+            stored = [_store(service, each) for each in incoming[at : at + STORED_AT_ONCE]]
+            ended = await asyncio.gather(*stored, return_exceptions=True)
+            outcomes += [each for each in ended if isinstance(each, Outcome)]
+            for each in ended:
+                if isinstance(each, BaseException):
+                    raise each
         yield outcomes
     finally:
         unnamed = [outcome.upload.sha256 for outcome in outcomes if outcome.upload and not outcome.accepted]
         await service.catalog.remove_blobs(unnamed, service.files.discard)
 
 
-async def _store(service: Service, incoming: Incoming) -> Outcome:
+async def _store(service: Service, incoming: Incoming | Outcome) -> Outcome:
     """Keep the bytes and find out what they are; a refusal is this document's own."""
+    if isinstance(incoming, Outcome):  # it was refused already
+        return incoming
     try:
         printable(incoming.name, what="name")
-        stored = await service.files.put("originals", incoming.pieces(), limit=service.settings.max_file_mb * MIB)
+        stored = await incoming.put(service)
         try:
             media_type = detect(incoming.name, stored.head, stored.size, incoming.declared)
         except FootnoteError:
@@ -281,7 +299,7 @@ async def _write(service: Service, collection: str, outcomes: list[Outcome], key
         except OriginalVanished:
             for outcome in outcomes:
                 if outcome.incoming:
-                    await service.files.put("originals", outcome.incoming.pieces(), limit=service.settings.max_file_mb * MIB)
+                    await outcome.incoming.put(service)
 
 
 def _ingested(outcome: Outcome) -> IngestedDocument:

@@ -27,7 +27,7 @@ from retrieval.errors import Overloaded, ParseTimeout, UnreadableDocument
 
 T = TypeVar("T")
 
-_TASKS_PER_PROCESS = 100
+_TASKS_PER_PROCESS = 1000
 """After so many documents a process is replaced (0.1 s), so that what parsers leak is bounded."""
 _MAX_GROWTH = 256 * 1024 * 1024
 """And earlier when it keeps so many bytes more than it had at first."""

@@ -16,7 +16,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -37,8 +37,13 @@ logger = logging.getLogger(__name__)
 
 SHORT = 500
 """Characters of a question that are counted sooner than another thread is asked to."""
+FEW = 10_000
+"""The same of a document's passages."""
 LIKE_TOKENS = 32
 """Questions up to this length share a batch whatever their lengths: padding them costs less than a batch more."""
+
+REMEMBERED, REMEMBERED_CHARACTERS = 512, 2000
+"""Passages whose tokens are remembered, and how long these are at most: 5 MB in all."""
 
 T = TypeVar("T")
 
@@ -120,7 +125,12 @@ class LocalEmbedder:
 
     async def embed_documents(self, texts: Sequence[str]) -> Matrix:
         """Shape (len(texts), dimension), in the order given. Texts of like length share a batch, whoever asks for them."""
-        fitting = await self._run(self._threads, lambda: [self._fitting(text) for text in texts])
+        if self._closed:
+            raise self._closing()
+        if sum(map(len, texts)) <= FEW:  # and mostly remembered
+            fitting = [self._fitting(text) for text in texts]
+        else:
+            fitting = await self._run(self._threads, lambda: [self._fitting(text) for text in texts])
         prefixed = [self._passage_prefix + text for text, _ in fitting]
         return await self._passages.encode(prefixed, [tokens for _, tokens in fitting], self.dimension)
 
@@ -173,12 +183,17 @@ class ModelTokenizer:
         self._tokenizer = Tokenizer.from_file(str(folder.tokenizer_file))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._remembered = lru_cache(REMEMBERED)(self._token_starts)
         special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         self.window = folder.max_seq_length - special - len(self.token_starts(folder.passage_prefix))
 
-    def token_starts(self, text: str) -> list[int]:
+    def token_starts(self, text: str) -> tuple[int, ...]:
+        """A passage is cut, counted and embedded by different hands, one soon after the other: it is tokenised once."""
+        return self._remembered(text) if len(text) <= REMEMBERED_CHARACTERS else self._token_starts(text)
+
+    def _token_starts(self, text: str) -> tuple[int, ...]:
         encoding = self._tokenizer.encode(clean(text), add_special_tokens=False)
-        return [start for start, _ in encoding.offsets]
+        return tuple(start for start, _ in encoding.offsets)
 
 
 class TorchEngine:

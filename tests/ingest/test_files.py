@@ -91,8 +91,8 @@ async def test_what_was_put_is_read_back_by_another_machine(files, url, tmp_path
     assert stored.head == data[: 64 * 1024]
     other = opened(url, tmp_path / "elsewhere")
     assert await other.has_originals([stored.sha256])
-    async with other.local("originals", stored.sha256) as path:
-        assert path.read_bytes() == data
+    with other.scratch() as folder:
+        assert (await other.local("originals", stored.sha256, folder)).read_bytes() == data
     assert await read(other, stored.sha256) == data
     if data:
         assert await read(other, stored.sha256, 0, 3) == data[:3]
@@ -110,12 +110,11 @@ async def test_a_text_comes_back_to_the_letter(files):
     assert await files.text(await files.put_text("")) == ""
 
 
-async def test_what_is_not_there_is_said_before_the_first_byte(files):
+async def test_what_is_not_there_is_said_before_the_first_byte(files, tmp_path):
     with pytest.raises(DocumentNotFound, match="upload it again"):
         await files.stream("originals", "0" * 64)
     with pytest.raises(DocumentNotFound):
-        async with files.local("originals", "0" * 64):
-            pass
+        await files.local("originals", "0" * 64, tmp_path)
     assert not await files.has_originals(["0" * 64, await put(files, b"there")])
     assert await files.has_originals([])
 
@@ -221,8 +220,8 @@ async def main():
     files = Files(open_blobs(sys.argv[1], data_dir=Path(sys.argv[2]), credentials=credentials))
     began = status()
     stored = await files.put("originals", pieces(), limit=1 << 40)
-    async with files.local("originals", stored.sha256) as path:
-        assert path.stat().st_size == stored.size
+    with files.scratch() as folder:
+        assert (await files.local("originals", stored.sha256, folder)).stat().st_size == stored.size
     size = sum([len(piece) async for piece in await files.stream("originals", stored.sha256)])
     assert size == stored.size
     print(status() - began)
@@ -335,8 +334,7 @@ async def test_an_original_that_is_there_is_not_sent_again(storage, bucket, tmp_
     await put(files, b"x")
     assert storage.ask("GET", path) == "a mark"
     with pytest.raises(FilesRejected, match="other bytes"):  # and a mark is no document
-        async with files.local("originals", sha256):
-            pass
+        await files.local("originals", sha256, tmp_path)
 
 
 async def test_a_bucket_that_does_not_exist_is_named(storage, tmp_path):

@@ -354,8 +354,7 @@ async def test_kept_parts_have_clean_names_of_their_own_and_their_own_types(tmp_
     assert [upload.media_type for upload in uploads[3:]] == ["text/plain", UNKNOWN, MAIL]
     assert uploads[1].sha256 == uploads[2].sha256
     assert {upload.metadata["year"] for upload in uploads} == {2025}
-    async with files.local("originals", uploads[0].sha256) as path:
-        assert path.read_bytes() == b"1"
+    assert (await files.local("originals", uploads[0].sha256, tmp_path)).read_bytes() == b"1"
     assert not folder.exists()
 
 
