@@ -140,7 +140,12 @@ class Settings(BaseModel):
         pattern=r"^[A-Za-z_]+(\+[A-Za-z_]+)*$",
         description="languages of scanned pages and images, as tesseract names them: `eng+deu`",
     )
-    ingest_concurrency: int = Field(4, ge=1, le=64, description="documents that one worker process works on at once")
+    ingest_concurrency: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="lots of documents that one worker process works on at once: a large document, or up to 32 small ones",
+    )
     worker_cores: int = Field(
         0, ge=0, description="cores that local workers and their parsers use together; 0 for all, at low priority"
     )

@@ -38,6 +38,7 @@ MEASURE_SHARE = 16
 USED_SECONDS = 6 * 3600
 """The use of a vector is noted at most so often: else reading would always write."""
 COUNT_SECONDS = 10
+REST = 4.0
 CALLS_AT_ONCE = 32
 """Of documents that look for their vectors, or keep them, at the same time."""
 PAUSE_SECONDS = 60
@@ -92,7 +93,7 @@ class EmbeddingCache:
         self._count_at = clock() + COUNT_SECONDS
         self._resume_at = 0.0
         self._finding = Together(self._find, most=CALLS_AT_ONCE)
-        self._keeping = Together(self._write, most=CALLS_AT_ONCE)
+        self._keeping = Together(self._write, most=CALLS_AT_ONCE, rest=REST)
 
     async def embed(self, embedder: Embedder, texts: Sequence[str]) -> tuple[Matrix, int]:
         """Shape (len(texts), dimension), in order, and how many texts the model had to compute. Raises what it raises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,15 @@ class Passages:
     """Grows with each portion of the document that is added."""
 
     def __init__(
-        self, source: Source, embedder: Embedder, chunking: Chunking, progress: Progress, cache: EmbeddingCache
+        self,
+        source: Source,
+        embedder: Embedder,
+        chunking: Chunking,
+        progress: Progress,
+        cache: EmbeddingCache,
+        thread: Executor | None = None,
     ) -> None:
+        """Text is cut on `thread`: one for all documents, as several would keep the model waiting for the interpreter."""
         self.embedded: list[EmbeddedChunk] = []
         self.language: str | None = None
         self.tokens = 0
@@ -64,13 +72,14 @@ class Passages:
         self._source = source
         self._embedder = embedder
         self._cache = cache
+        self._thread = thread
         self._chunker = Chunker(embedder.tokenizer, chunking)
         self._progress = progress
         self._pages = 0
 
     async def add(self, portion: Parsed) -> None:
         """Embed what is complete with the next portion, and, if it is the last one, all the rest."""
-        pieces = await asyncio.to_thread(self._cut, portion)  # also of a short one: together they hold a core for long
+        pieces = await asyncio.get_running_loop().run_in_executor(self._thread, self._cut, portion)
         before, pages = self._pages, portion.receipt.pages or 0
         self._pages += pages
         total = portion.rest.pages if portion.rest else self._pages or len(pieces)

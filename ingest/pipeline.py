@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ class Pipeline:
         self.parsers = parsers
         self.disk = disk
         self.cache = cache
+        self._cutting = ThreadPoolExecutor(1, "cutting")
         self._documents = Together(self._read_documents, most=LOT, of_all=(FootnoteError,))
 
     async def run(self, job: Job, progress: Progress) -> None:
@@ -305,7 +307,7 @@ class Pipeline:
         self, source: Source, reading: Reading, generation: Generation, embedder: Embedder, progress: Progress
     ) -> Entry:
         """Embed the document while it is read; when all of it is there, write it in one step."""
-        passages = Passages(source, embedder, generation.chunking, progress, self.cache)
+        passages = Passages(source, embedder, generation.chunking, progress, self.cache, self._cutting)
         async for portion in reading.portions():
             await passages.add(portion)
         text_key = await self.files.put_text((await reading.whole()).text)

@@ -15,6 +15,8 @@ from retrieval.types import EmbeddedChunk, Index
 Documents = Mapping[str, Sequence[EmbeddedChunk]]
 
 DOCUMENTS_AT_ONCE = 64
+REST = 4.0
+"""A commit costs about as much for one document as for many: under load, one write in five is enough of them."""
 OUTAGES = (StoreUnavailable, StorageFull, CatalogUnavailable)
 """Whose fault a document is not, so that each of a group need not find out by itself."""
 LARGE = 256
@@ -33,7 +35,7 @@ class RevisedStore:
     def __init__(self, store: VectorStore, catalog: Catalog) -> None:
         self._store = store
         self._catalog = catalog
-        self._writes = Together(self._replace, most=DOCUMENTS_AT_ONCE, of_all=OUTAGES)
+        self._writes = Together(self._replace, most=DOCUMENTS_AT_ONCE, rest=REST, of_all=OUTAGES)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)  # everything but writing

@@ -52,6 +52,7 @@ class Worker:
         self.drain_seconds = drain_seconds
         self.chores = chores
         self._held: dict[str, _Held] = {}
+        self._ended = asyncio.Event()
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
@@ -65,13 +66,15 @@ class Worker:
         ]
         try:
             while not stop.is_set():
-                lot, wait = await self._claim() if len(running) < self.concurrency else ([], None)
-                if lot:
-                    task = asyncio.create_task(self._work_all(lot))
+                self._ended.clear()
+                lot, wait = await self._claim() if self._has_room() else ([], None)
+                for job in lot:
+                    held = self._held[job.id] = _Held(job, share=1 / len(lot))
+                    task = asyncio.create_task(self._work(held))
                     running.add(task)
                     task.add_done_callback(running.discard)
-                else:
-                    await self._wait(stop, running, wait)
+                if not lot:
+                    await self._wait(stop, wait)
             await self._drain(running, hurry or asyncio.Event())
         finally:
             for each in running:
@@ -80,6 +83,10 @@ class Worker:
             for each in beside:
                 each.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
+
+    def _has_room(self) -> bool:
+        """For one more lot. What is left of several lots may be as much work as one."""
+        return round(sum(each.share for each in self._held.values()), 6) <= self.concurrency - 1
 
     async def _claim(self) -> tuple[list[Job], float]:
         """Some jobs, or none and how many seconds to wait at most before the next look."""
@@ -90,13 +97,13 @@ class Worker:
             log.warning("catalog_unreachable", code=exc.code, detail=exc.message)
             return [], LOOK_SECONDS
 
-    async def _wait(self, stop: asyncio.Event, running: set[asyncio.Task[None]], seconds: float | None) -> None:
+    async def _wait(self, stop: asyncio.Event, seconds: float | None) -> None:
         """Wait until told to stop or a job ends; with room for another, also until one is announced or `seconds` are over."""
-        waiting: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait())}
+        waiting: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait()), asyncio.create_task(self._ended.wait())}
         if seconds is not None:
             waiting.add(asyncio.create_task(self.broker.receive(self.turns.queues)))
         try:
-            await asyncio.wait({*waiting, *running}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for each in waiting:
                 each.cancel()
@@ -113,15 +120,9 @@ class Worker:
         if self._held:
             log.info("jobs_given_back", count=len(self._held))
 
-    async def _work_all(self, lot: Sequence[Job]) -> None:
-        """Side by side: what they wait for at the same time, they get together."""
-        async with asyncio.TaskGroup() as group:
-            for job in lot:
-                group.create_task(self._work(job))
-
-    async def _work(self, job: Job) -> None:
+    async def _work(self, held: _Held) -> None:
         """Run one job; if the lease is lost, the work stops and nothing is settled."""
-        held = self._held[job.id] = _Held(job)
+        job = held.job
         held.work = asyncio.create_task(self.pipeline.run(job, held.note))
         context = {"job_id": job.id, "kind": job.kind, "document_id": job.document_id, "attempt": job.attempts}
         try:
@@ -146,9 +147,10 @@ class Worker:
             }
             await self._fail(job, error, None)
         finally:
-            del self._held[job.id]
             held.work.cancel()
             await asyncio.gather(held.work, return_exceptions=True)
+            del self._held[job.id]
+            self._ended.set()
 
     async def _fail(self, job: Job, error: dict[str, Any], retry_after: float | None) -> None:
         try:
@@ -176,10 +178,11 @@ class Worker:
 
 
 class _Held:
-    """A job that this worker holds, and how far it is."""
+    """A job that this worker holds, its share of a lot, and how far it is."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, share: float) -> None:
         self.job = job
+        self.share = share
         self.is_lost = False
         self.work: asyncio.Task[None] | None = None
         self._meter = Meter()

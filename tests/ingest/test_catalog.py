@@ -204,6 +204,27 @@ async def test_a_failed_document_sent_again_is_tried_again(db):
     assert again.job_id != first.job_id
 
 
+async def test_a_name_that_comes_twice_in_a_request_is_two_versions_of_one_document(db):
+    first, other, second, same = await accept(
+        db,
+        upload("a.txt", "1"),
+        upload("b.txt", "1", year=2025),
+        upload("a.txt", "2", year="soon"),
+        upload("a.txt", "2", year="soon"),
+    )
+    assert (first.id, first.duplicate, same.job_id, same.duplicate) == (second.id, False, second.job_id, True)
+    assert (await db.catalog.document(first.id)).version == 2
+    assert [(await db.jobs.job(each.job_id)).state for each in (first, other, second)] == ["cancelled", "queued", "queued"]
+    assert await db.catalog.metadata_types("default") == {"year": {"number", "string"}}
+
+
+async def test_documents_of_a_request_are_taken_and_listed_in_its_order(db):
+    accepted = await accept(db, *(upload(f"{number}.txt") for number in range(50)))
+    listed = await db.catalog.list_documents(limit=50)
+    assert [document.id for document in listed] == [each.id for each in reversed(accepted)]
+    assert [(await db.jobs.claim("w")).document_id for _ in accepted] == [each.id for each in accepted]
+
+
 async def test_an_idempotency_key_gives_the_first_answer_again(db):
     request = ("key", request_fingerprint("default", [upload()]))
     first = await accept(db, upload(), request=request)

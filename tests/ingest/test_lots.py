@@ -216,6 +216,23 @@ async def test_a_lost_job_stops_and_the_rest_of_its_lot_goes_on(db, tmp_path, mo
     await broker.close()
 
 
+async def test_a_worker_takes_a_lot_more_when_what_is_left_is_one_lot_less(db, tmp_path):
+    """Two lots at once, one of which is slow in one document: others go on beside it."""
+    names = ["slow.txt", *(f"{number}.txt" for number in range(3 * LOT))]
+    accepted = await accept(db, *map(upload, names))
+    pipeline, stop = Ends(db, await generation(db)), asyncio.Event()
+    broker = await open_local(f"local:{tmp_path}/wake")
+    running = asyncio.create_task(Worker(db.jobs, pipeline, broker, concurrency=2, drain_seconds=0).run(stop))
+    async with asyncio.timeout(30):
+        while (await db.jobs.depth())["queued"] or (await db.jobs.depth())["running"] > 1:
+            await asyncio.sleep(0.05)
+    assert (await db.jobs.job(accepted[0].job_id)).state == "running"
+    stop.set()
+    await asyncio.wait_for(running, 20)
+    await broker.close()
+    assert await db.jobs.depth() == {"queued": 1, "running": 0}
+
+
 async def test_the_statements_of_a_lot_seek_by_the_key(db):
     """A condition on several columns alone would have one of the databases read all rows."""
     lot = await claimed(db, 3)

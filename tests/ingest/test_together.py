@@ -56,6 +56,35 @@ async def test_those_with_another_key_wait_for_nobody():
     assert together.idle
 
 
+async def test_who_comes_soon_after_a_call_waits_for_company(monkeypatch):
+    monkeypatch.setattr("ingest.together.LONGEST_REST", 30.0)
+    acts = Acts()
+    together = Together(acts, most=3, rest=1e9)
+    [first] = await started(together, "a")
+    acts.go.set()
+    assert await first == "A"  # nobody was there to wait for
+    later = await started(together, "b", "c")
+    assert acts.calls == [["a"]]
+    assert not together.idle
+    later += await started(together, "d", "e")
+    assert await asyncio.gather(*later[:3]) == ["B", "C", "D"]
+    assert acts.calls == [["a"], ["b", "c", "d"]]
+    later[3].cancel()
+    await asyncio.gather(*later, return_exceptions=True)
+
+
+async def test_company_is_waited_for_only_so_long(monkeypatch):
+    monkeypatch.setattr("ingest.together.LONGEST_REST", 0.05)
+    acts = Acts()
+    acts.go.set()
+    together = Together(acts, most=3, rest=1e9)
+    await together.do("", "a")
+    assert await asyncio.wait_for(together.do("", "b"), 5) == "B"
+    assert acts.calls == [["a"], ["b"]]
+    while not together.idle:
+        await asyncio.sleep(0.02)
+
+
 async def test_an_error_is_its_own_callers():
     acts = Acts("bad")
     together = Together(acts, most=9)
