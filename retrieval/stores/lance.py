@@ -125,7 +125,7 @@ class LanceStore:
         self._commits: dict[str, int] = {}
         self._busy: dict[str, asyncio.Event] = {}
         self._tidying: dict[str, asyncio.Task[None]] = {}
-        self._residents = Residents(folder, self._rows, settled=settled)
+        self._residents = Residents(folder, self._open, settled=settled)
 
     async def create(self, index: Index) -> None:
         name = place_name(index)
@@ -168,7 +168,7 @@ class LanceStore:
 
     async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> list[Candidate]:
         check_vector(index, vector)
-        if resident := self._resident(index, limit, filter):
+        if resident := await self._resident(index, limit, filter):
             return resident.nearest(vector, limit)
 
         async def search(table: Any, where: str | None) -> list[Candidate]:
@@ -188,7 +188,7 @@ class LanceStore:
     ) -> list[Candidate]:
         if not terms:
             return []
-        if resident := self._resident(index, limit, filter):
+        if resident := await self._resident(index, limit, filter):
             return resident.keyword(terms, limit)
 
         async def search(table: Any, where: str | None) -> list[Candidate]:
@@ -274,15 +274,9 @@ class LanceStore:
         with translated(self.folder):
             await self._tidy(place_name(index))
 
-    def _resident(self, index: Index, limit: int, filter_: Filter | None) -> Resident | None:
+    async def _resident(self, index: Index, limit: int, filter_: Filter | None) -> Resident | None:
         """The index in memory, where that is its newest version and a search needs no more."""
-        return self._residents.get(place_name(index)) if filter_ is None and limit > 0 else None
-
-    async def _rows(self, name: str, most: int) -> Any | None:
-        table = await self._open(name)
-        if table is None or await table.count_rows() > most:
-            return None
-        return await table.query().select([*SEARCHED, "terms"]).limit(most + 1).to_arrow()
+        return await self._residents.get(place_name(index)) if filter_ is None and limit > 0 else None
 
     async def _search(
         self,

@@ -1,9 +1,13 @@
 """Small LanceDB tables that are asked again and again, kept in memory: exact searches in a tenth of a millisecond.
 
-LanceDB plans and runs each search in 3 to 7 ms of CPU, whatever the size of the table. What is kept here is one version of a
-table, and each search first asks the file system whether that is still the newest: every commit of any process writes into
-the table's folder `_versions`, so the folder's inode and time of change name the version. A time of change is only as fine as
-the kernel's clock, so two commits of one moment may look like one: a version counts as known once it is `SETTLED` old.
+LanceDB plans and runs each search in 3 to 7 ms of CPU whatever the size of the table, and in 30 to 50 while others write to it.
+What is kept here is one version of a table. Each search first asks the file system whether that is still the newest: every
+commit of any process writes into the table's folder `_versions`, so the folder's inode and time of change name the version.
+A time of change is only as fine as the file system's clock, so two commits of one moment may look like one: until a version is
+`SETTLED` old, the table itself is asked for its number.
+
+A version that came since is reached by what changed. Rows of LanceDB are never written over: each has an address, and one that
+is changed or moved gets another. So the rows whose addresses are gone are dead, and only those with new addresses are read.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,27 +27,38 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from retrieval.stores.lance_table import CHUNK_COLUMNS, chunk_at, vectors_of
+from retrieval.stores.lance_table import CHUNK_COLUMNS, SEARCHED, chunk_at, vectors_of
 from retrieval.stores.rows import Scores, cosines, ranked
-from retrieval.types import Candidate, Vector
+from retrieval.types import Candidate, Matrix, Vector
 
 log = logging.getLogger(__name__)
 
 K1, B = 1.2, 0.75
 ASKED = 3
-"""Searches of one version before it is loaded: that costs as much as a few of them."""
+"""Searches of a table before it is loaded: that costs as much as a few of them."""
 SETTLED = 1.0
-"""Seconds; while documents come in, LanceDB answers, and nothing is loaded for each commit."""
+"""Seconds: no file system's clock is coarser."""
 MOST_ROWS = 10_000
 MOST_BYTES = 64 * 1024 * 1024
 """Of all tables together; those that were not asked for longest go first."""
+MOST_PARTS = 32
+"""A table that was reached by so many changes is loaded anew."""
+MOST_FRESH, FEW_ROWS = 0.25, 500
+"""Share of rows that a change may bring, unless they are few: after more, as after a merge of the table's files, a table is
+loaded anew. So it is when so large a share of what is in memory is dead."""
+RETRY_SECONDS = 5.0
+"""After so long a table that was too large, or could not be read, is looked at again."""
+LOADING_SHARE = 0.2
+"""Of the time, at most, goes into loading a table again and again."""
 DECODED = 512
-"""Chunks of each table that stay decoded: questions find some passages again and again."""
+"""Chunks of each part that stay decoded: questions find some passages again and again."""
 ROUNDING = 1e-5
 """More than float32 sums of one dot product differ."""
 
 Version: TypeAlias = tuple[int, int]
 """Inode and time of change (ns) of a table's `_versions`."""
+Places: TypeAlias = npt.NDArray[np.intp]
+Addresses: TypeAlias = npt.NDArray[np.uint64]
 
 
 def version_of(table_folder: Path) -> Version | None:
@@ -54,41 +70,8 @@ def version_of(table_folder: Path) -> Version | None:
     return status.st_ino, status.st_mtime_ns
 
 
-class Resident:
-    """One version of one table."""
-
-    def __init__(self, rows: Any) -> None:
-        """`rows` is the table's Arrow table with the columns of a chunk, `vector` and `terms`."""
-        self._rows = rows.select(list(CHUNK_COLUMNS)).combine_chunks()
-        self._ids = self._rows.column("id").to_pylist()
-        self._vectors = vectors_of(rows)
-        self._read = lru_cache(DECODED)(partial(chunk_at, self._rows))
-        self._words = Postings(rows.column("terms"))
-        decoded = 2 * self._rows.nbytes * min(len(self._ids), DECODED) // max(len(self._ids), 1)
-        self.nbytes = self._rows.nbytes + self._vectors.nbytes + self._words.nbytes + decoded
-
-    def nearest(self, vector: Vector, limit: int) -> list[Candidate]:
-        """As `VectorStore.nearest`: a fast look at all rows, then the exact cosines of those that may be among the best."""
-        rough = self._vectors @ vector
-        least = np.partition(rough, -limit)[-limit] - ROUNDING if len(rough) > limit else -np.inf
-        near = np.flatnonzero(rough >= least)
-        return self._best(near, cosines(self._vectors[near], vector), limit)
-
-    def keyword(self, terms: Sequence[str], limit: int) -> list[Candidate]:
-        """As `VectorStore.keyword`."""
-        scores = self._words.scores(terms)
-        found = np.flatnonzero(scores)
-        return self._best(found, scores[found], limit)
-
-    def _best(self, places: npt.NDArray[np.intp], scores: Scores, limit: int) -> list[Candidate]:
-        where, points = places.tolist(), scores.tolist()
-        ids = [self._ids[place] for place in where]
-        best = [(where[at], points[at]) for at in ranked(ids, scores, limit)]
-        return [Candidate(self._ids[at], self._vectors[at], score, partial(self._read, at)) for at, score in best]
-
-
 class Postings:
-    """Which rows hold a term, and the BM25 score that it gives each."""
+    """Which rows hold a term and how often, and how many terms each row has (`lengths`)."""
 
     def __init__(self, terms: Any) -> None:
         """`terms` is an Arrow column of analysed terms, joined by spaces."""
@@ -100,61 +83,148 @@ class Postings:
         vocabulary = coded.dictionary.to_pylist()
         blank = vocabulary.index("") if "" in vocabulary else -1  # a row without terms splits into one empty word
         row, code = row[code != blank], code[code != blank]
-        lengths = np.bincount(row, minlength=rows)
+        self.lengths = np.bincount(row, minlength=rows)
         pairs, counts = np.unique(code.astype(np.int64) * rows + row, return_counts=True)
         codes, self._row = np.divmod(pairs, max(rows, 1))
-        holding = np.bincount(codes, minlength=len(vocabulary))
-        norm = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9)) if rows else lengths
-        idf = np.log1p((rows - holding + 0.5) / (holding + 0.5))
-        self._weight = (K1 + 1) * idf[codes] * counts / (counts + norm[self._row])
-        self._start = np.concatenate([[0], np.cumsum(holding)])
+        self._count = counts.astype(np.float32)
+        self._start = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(vocabulary)))])
         self._code = {word: place for place, word in enumerate(vocabulary)}
-        self._rows = rows
 
-    def scores(self, terms: Sequence[str]) -> Scores:
-        """Shape (rows,): the BM25 score of each row, 0 where no term occurs."""
-        scores = np.zeros(self._rows)
-        for code in (self._code[term] for term in terms if term in self._code):
-            part = slice(self._start[code], self._start[code + 1])
-            scores[self._row[part]] += self._weight[part]
-        return scores
+    def of(self, term: str) -> tuple[Places, npt.NDArray[np.float32]] | None:
+        """The rows that hold a term, and how often; None if there are none."""
+        code = self._code.get(term)
+        if code is None:
+            return None
+        part = slice(self._start[code], self._start[code + 1])
+        return self._row[part], self._count[part]
 
     @property
     def nbytes(self) -> int:
-        return self._row.nbytes + self._weight.nbytes + 120 * len(self._code)
+        return self._row.nbytes + self._count.nbytes + self.lengths.nbytes + 120 * len(self._code)
+
+
+class Part:
+    """Rows that were read at once, and never change."""
+
+    def __init__(self, rows: Any) -> None:
+        """`rows` is an Arrow table with the columns of a chunk, `vector`, `terms` and `_rowid`."""
+        chunks = rows.select(list(CHUNK_COLUMNS)).combine_chunks()
+        self.addresses: Addresses = rows.column("_rowid").to_numpy()
+        self.ids: list[str] = chunks.column("id").to_pylist()
+        self.vectors = vectors_of(rows)
+        self.words = Postings(rows.column("terms"))
+        self.read = lru_cache(DECODED)(partial(chunk_at, chunks))
+        decoded = 2 * chunks.nbytes * min(len(self.ids), DECODED) // max(len(self.ids), 1)
+        self.nbytes = chunks.nbytes + self.vectors.nbytes + self.words.nbytes + decoded
+
+
+class Resident:
+    """One version of one table: the rows of its parts that are `alive`, counted through all parts."""
+
+    def __init__(self, number: int, parts: Sequence[Part], alive: npt.NDArray[np.bool_] | None = None) -> None:
+        self.number = number
+        self.parts = parts
+        self._starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+        self.alive = np.ones(self._starts[-1], bool) if alive is None else alive
+        self.rows = int(self.alive.sum())
+        lengths = np.concatenate([part.words.lengths for part in parts])
+        mean = lengths[self.alive].mean() if self.rows else 0.0
+        self._norm = K1 * (1 - B + B * lengths / max(mean, 1e-9))
+        self.addresses: Addresses = np.concatenate([part.addresses for part in parts])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def changed(self, addresses: Addresses) -> tuple[npt.NDArray[np.bool_], Addresses]:
+        """Which rows are alive in a version with these addresses, and those that it has more."""
+        alive = self.alive & np.isin(self.addresses, addresses)
+        return alive, np.setdiff1d(addresses, self.addresses[alive])
+
+    def nearest(self, vector: Vector, limit: int) -> list[Candidate]:
+        """As `VectorStore.nearest`: a fast look at all rows, then the exact cosines of those that may be among the best."""
+        rough = np.concatenate([part.vectors @ vector for part in self.parts])
+        rough[~self.alive] = -np.inf
+        least = np.partition(rough, -limit)[-limit] - ROUNDING if len(rough) > limit else -np.inf
+        near = np.flatnonzero((rough >= least) & self.alive)
+        return self._best(near, cosines(self._vectors(near), vector), limit)
+
+    def keyword(self, terms: Sequence[str], limit: int) -> list[Candidate]:
+        """As `VectorStore.keyword`."""
+        scores = self.scores(terms)
+        found = np.flatnonzero(scores)
+        return self._best(found, scores[found], limit)
+
+    def scores(self, terms: Sequence[str]) -> Scores:
+        """The BM25 score of each row of all parts; 0 where no term occurs, and of the dead."""
+        scores = np.zeros(len(self.alive))
+        for term in terms:
+            found = [(start + held[0], held[1]) for start, held in self._holding(term)]
+            if not found:
+                continue
+            rows, counts = (np.concatenate(each) for each in zip(*found, strict=True))
+            living = self.alive[rows]
+            rows, counts = rows[living], counts[living]
+            idf = np.log1p((self.rows - len(rows) + 0.5) / (len(rows) + 0.5))
+            scores[rows] += (K1 + 1) * idf * counts / (counts + self._norm[rows])
+        return scores
+
+    def _holding(self, term: str) -> list[tuple[int, tuple[Places, npt.NDArray[np.float32]]]]:
+        held = ((int(start), part.words.of(term)) for start, part in zip(self._starts, self.parts, strict=False))
+        return [(start, found) for start, found in held if found is not None]
+
+    def _best(self, places: Places, scores: Scores, limit: int) -> list[Candidate]:
+        homes = np.searchsorted(self._starts, places, side="right") - 1
+        where = list(zip(homes.tolist(), (places - self._starts[homes]).tolist(), strict=True))
+        ids = [self.parts[home].ids[row] for home, row in where]
+        points = scores.tolist()
+        best = [(ids[at], self.parts[where[at][0]], where[at][1], points[at]) for at in ranked(ids, scores, limit)]
+        return [Candidate(id_, part.vectors[row], score, partial(part.read, row)) for id_, part, row, score in best]
+
+    def _vectors(self, places: Places) -> Matrix:
+        cuts = np.searchsorted(places, self._starts)
+        of_parts = zip(self.parts, self._starts, pairwise(cuts), strict=False)
+        vectors: Matrix = np.concatenate([part.vectors[places[a:b] - start] for part, start, (a, b) in of_parts])
+        return vectors
 
 
 @dataclass
 class _Place:
-    """What is known of one table at one version."""
+    """What is known of one table."""
 
-    version: Version
+    inode: int
     asked: int = 0
     loading: asyncio.Task[None] | None = None
+    retry_at: float = 0.0
     resident: Resident | None = None
+    sure: Version | None = None
+    """The version whose rows `resident` has for certain, without asking the table."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Residents:
     """Decides what is kept, and never gives out what is not the newest."""
 
-    def __init__(self, folder: Path, read: Callable[[str, int], Awaitable[Any | None]], *, settled: float = SETTLED) -> None:
-        """`read(name, rows)` gives a table's newest version as an Arrow table, None if it has more than `rows` rows."""
+    def __init__(self, folder: Path, open_table: Callable[[str], Awaitable[Any | None]], *, settled: float = SETTLED) -> None:
+        """`open_table` gives the newest version of a table by its name, if there is one."""
         self._folder = folder
-        self._read = read
+        self._open = open_table
         self._settled = settled
         self._places: dict[str, _Place] = {}
 
-    def get(self, name: str) -> Resident | None:
+    async def get(self, name: str) -> Resident | None:
         """The newest version of a table if it is in memory; a table that is asked often will be, soon."""
         version = version_of(self._folder / f"{name}.lance")
         place = self._places.pop(name, None)
         if version is None:
             return None
-        if place is None or place.version != version:
-            place = _Place(version)
+        if place is None or place.inode != version[0]:  # it is another table of that name
+            place = _Place(version[0])
         self._places[name] = place  # at the end: asked last
         place.asked += 1
-        if place.asked >= ASKED and place.loading is None and time.time() - version[1] / 1e9 > self._settled:
+        if place.resident is not None and place.sure != version:
+            await self._follow(name, place)
+        if place.resident is None and place.loading is None and place.asked >= ASKED and time.monotonic() >= place.retry_at:
             place.loading = asyncio.create_task(self._load(name, place), name=f"load {name}")
         return place.resident
 
@@ -166,19 +236,70 @@ class Residents:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _follow(self, name: str, place: _Place) -> None:
+        """Bring what is in memory to the version that is the newest now; if that takes too much, let go of it.
+
+        Whoever asked looks for himself: what another found may have been the newest before he asked, and not any more.
+        """
+        async with place.turn:
+            version, now = version_of(self._folder / f"{name}.lance"), time.time()
+            resident = place.resident
+            if resident is None or place.sure == version:
+                return
+            try:
+                place.resident = await self._newest(name, resident) if version and version[0] == place.inode else None
+            except (RuntimeError, ValueError, OSError):
+                log.warning("could not follow the LanceDB table %s in memory", name, exc_info=True)
+                place.resident = None
+            # A commit after this look would have another time: the clock has moved on.
+            place.sure = version if version and now - version[1] / 1e9 > self._settled else None
+
+    async def _newest(self, name: str, resident: Resident) -> Resident | None:
+        table = await self._open(name)
+        if table is None:
+            return None
+        number = await table.version()
+        if number == resident.number:
+            return resident
+        await table.checkout(number)  # all that is read now is of this version
+        addresses = (await table.query().select([]).with_row_id().to_arrow()).column("_rowid").to_numpy()
+        alive, fresh = resident.changed(addresses)
+        too_much = max(FEW_ROWS, MOST_FRESH * len(alive))
+        if max(len(fresh), len(alive) - alive.sum()) > too_much or len(resident.parts) >= MOST_PARTS:
+            return None
+        if len(addresses) > MOST_ROWS:
+            return None
+        if not len(fresh):
+            return Resident(number, resident.parts, alive)
+        rows = await table.take_row_ids(fresh.tolist()).select([*SEARCHED, "terms"]).with_row_id().to_arrow()
+        part = await asyncio.to_thread(Part, rows)
+        return Resident(number, [*resident.parts, part], np.concatenate([alive, np.ones(len(part.ids), bool)]))
+
     async def _load(self, name: str, place: _Place) -> None:
+        began = time.monotonic()
+        place.retry_at = began + RETRY_SECONDS
         try:
-            rows = await self._read(name, MOST_ROWS)
+            resident = await self._whole(name)
         except (RuntimeError, ValueError, OSError):
             log.warning("could not read the LanceDB table %s into memory", name, exc_info=True)
             return
-        if rows is None:
-            return
-        resident = await asyncio.to_thread(Resident, rows)
-        # The version was settled before the rows were read, so if it is still the newest, they are its rows.
-        if version_of(self._folder / f"{name}.lance") == place.version and resident.nbytes <= MOST_BYTES:
-            place.resident = resident
+        finally:
+            place.loading = None
+        if resident is not None and resident.nbytes <= MOST_BYTES and self._places.get(name) is place:
+            place.resident, place.sure = resident, None
+            place.retry_at = time.monotonic() + (time.monotonic() - began) / LOADING_SHARE
             self._make_room()
+
+    async def _whole(self, name: str) -> Resident | None:
+        table = await self._open(name)
+        if table is None:
+            return None
+        number = await table.version()
+        await table.checkout(number)
+        if await table.count_rows() > MOST_ROWS:
+            return None
+        rows = await table.query().select([*SEARCHED, "terms"]).with_row_id().to_arrow()
+        return Resident(number, [await asyncio.to_thread(Part, rows)])
 
     def _make_room(self) -> None:
         held = [place for place in self._places.values() if place.resident is not None]
@@ -187,4 +308,4 @@ class Residents:
             if total <= MOST_BYTES or place.resident is None:
                 return
             total -= place.resident.nbytes
-            place.resident, place.loading, place.asked = None, None, 0
+            place.resident, place.retry_at, place.asked = None, 0.0, 0

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from retrieval.stores import lance_resident, open_store
 from retrieval.stores.lance import LanceStore, open_lance
-from retrieval.stores.lance_resident import ASKED, Postings, Resident
+from retrieval.stores.lance_resident import ASKED, Part, Resident
+from retrieval.stores.lance_table import table_schema
 from retrieval.stores.rows import place_name
 from retrieval.types import Compare
 from tests.contracts.rows_for_tests import WORDS, bm25, document, ids, unit_vectors
@@ -37,7 +40,7 @@ async def index(store):
 async def resident(store: LanceStore, index) -> Resident:
     """The table in memory, once it was asked for often enough and nobody wrote for a moment."""
     for _ in range(200):
-        if found := store._resident(index, 1, None):
+        if found := await store._resident(index, 1, None):
             return found
         await asyncio.sleep(0.02)
     pytest.fail("the table was never loaded")
@@ -100,14 +103,82 @@ async def test_another_process_that_writes_is_seen_too(store, index, tmp_path):
     assert len(await store.keyword(index, ["every"], 50)) == 6 + 5 + 6
 
 
-async def test_nothing_is_loaded_while_documents_come_in(tmp_path):
-    store, index = await open_lance(f"lance:{tmp_path}", settled=3600), new_index()
+async def loaded_once(store, index) -> list[str]:
+    """Names of the loads that run from here on; there should be none."""
+    seen: list[str] = []
+    load = store._residents._load
+
+    async def noted(name, place) -> None:
+        seen.append(name)
+        await load(name, place)
+
+    store._residents._load = noted
+    return seen
+
+
+@pytest.mark.parametrize("settled", [SETTLED, 3600.0])
+async def test_memory_follows_what_is_written_without_being_loaded_anew(tmp_path, settled, monkeypatch):
+    """Documents come, change, lose rows and go; what is found is what LanceDB finds, from the very next search on."""
+    monkeypatch.setattr("retrieval.stores.lance.TIDY_DELAY", 600)
+    store, index = await open_lance(f"lance:{tmp_path}", settled=settled), new_index()
     await store.create(index)
-    await store.replace(index, {"d": document("d", 3)})
-    for _ in range(3 * ASKED):
-        assert len(await store.keyword(index, ["every"], 5)) == 3
-    assert {task.get_name() for task in asyncio.all_tasks()}.isdisjoint({f"load {place_name(index)}"})
+    await store.replace(index, {f"d{n}": document(f"d{n}", 30, seed=n) for n in range(20)})
+    await store.tidy(index)
+    await resident(store, index)
+    loads = await loaded_once(store, index)
+    everywhere = Compare("document_id", "exists", value=True)
+    [question] = unit_vectors(1, seed=5)
+    for turn in range(20):
+        kind, target = turn % 4, f"d{turn % 7}"
+        rows = {0: document(f"n{turn}", 5, seed=100 + turn), 1: document(target, 12, version=2 + turn, seed=turn)}
+        await store.replace(index, {(f"n{turn}" if kind == 0 else target): rows.get(kind, document(target, 3)[:kind])})
+        held = await store._resident(index, 10, None)
+        assert held is not None
+        found, wanted = held.nearest(question, 1000), await store.nearest(index, question, 1000, everywhere)
+        assert_alike(found, wanted)
+        assert [each.read() for each in found[:5]] == [each.read() for each in wanted[:5]]
+        assert set(ids(held.keyword(["every"], 1000))) == set(ids(wanted))
+    assert len(held.parts) > 5
+    assert loads == []
     await store.close()
+
+
+async def test_a_row_that_is_written_again_under_its_id_is_read_again(store, index):
+    """As a repair does: the id says what the text was, not what the row holds."""
+    await store.replace(index, {f"d{n}": document(f"d{n}", 5, seed=n) for n in range(3)})
+    await resident(store, index)
+    rows, other = document("d1", 5, seed=1), unit_vectors(1, seed=77)[0]
+    row, rows[2] = rows[2], replace(rows[2], vector=other, terms="every rewritten")
+    await store.replace(index, {"d1": rows})
+    held = await store._resident(index, 10, None)
+    assert held is not None
+    assert ids(held.keyword(["rewritten"], 5)) == [row.chunk.id] == ids(held.nearest(other, 1))
+
+
+async def test_scores_count_the_living_alone(store, index):
+    """By all documents that are there, whichever part holds them, as if the table had been loaded now."""
+    await store.replace(index, {f"d{n}": document(f"d{n}", 20, seed=n) for n in range(6)})
+    await resident(store, index)
+    for n in range(3):
+        await store.replace(index, {f"d{n}": document(f"d{n}", 9, version=2, seed=50 + n)})
+    followed = await store._resident(index, 10, None)
+    anew = await store._residents._whole(place_name(index))
+    for terms in (["w1"], ["w2", "every", "w2"], ["absent"]):
+        left, right = followed.keyword(terms, 100), anew.keyword(terms, 100)
+        assert ids(left) == ids(right)
+        np.testing.assert_allclose([each.score for each in left], [each.score for each in right])
+    assert len(followed.parts) > 1 == len(anew.parts)
+
+
+async def test_after_a_merge_of_all_files_the_table_is_loaded_anew(store, index, monkeypatch):
+    monkeypatch.setattr(lance_resident, "FEW_ROWS", 5)
+    await store.replace(index, {"d": document("d", 30)})
+    await store.replace(index, {"e": document("e", 30, seed=2)})
+    await resident(store, index)
+    await store.tidy(index)
+    assert len(await store.keyword(index, ["every"], 100)) == 60
+    held = await resident(store, index)
+    assert (len(held.parts), held.rows) == (1, 60)
 
 
 async def test_what_was_not_asked_for_longest_makes_room(store, monkeypatch):
@@ -118,10 +189,10 @@ async def test_what_was_not_asked_for_longest_makes_room(store, monkeypatch):
     first = await resident(store, indexes[0])
     monkeypatch.setattr(lance_resident, "MOST_BYTES", 2 * first.nbytes + first.nbytes // 2)
     await resident(store, indexes[1])
-    assert store._resident(indexes[0], 1, None) is first
+    assert await store._resident(indexes[0], 1, None) is first
     await resident(store, indexes[2])
-    assert store._resident(indexes[1], 1, None) is None
-    assert store._resident(indexes[0], 1, None) is first
+    assert await store._resident(indexes[1], 1, None) is None
+    assert await store._resident(indexes[0], 1, None) is first
 
 
 async def test_a_large_table_is_left_to_lancedb(store, index, monkeypatch):
@@ -131,15 +202,22 @@ async def test_a_large_table_is_left_to_lancedb(store, index, monkeypatch):
     for _ in range(2 * ASKED):
         assert len(await store.keyword(index, ["every"], 50)) == 6
         await asyncio.sleep(0.02)
-    assert store._resident(index, 1, None) is None
+    assert await store._resident(index, 1, None) is None
+
+
+def held(*corpus: str) -> Resident:
+    rows = len(corpus)
+    schema = table_schema(2)
+    columns = {field.name: pa.nulls(rows, field.type) for field in schema}
+    columns |= {"id": pa.array([str(at) for at in range(rows)]), "terms": pa.array(corpus, pa.string())}
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * rows, np.float32)), 2)
+    return Resident(1, [Part(pa.table(columns).append_column("_rowid", pa.array(range(rows), pa.uint64())))])
 
 
 def test_words_are_scored_as_bm25_defines_it():
-    import pyarrow as pa
-
     random = np.random.default_rng(0)
     corpus = [" ".join(random.choice(WORDS, size=random.integers(0, 30))) for _ in range(50)]
     question = ["w1", "w7", "absent"]
-    np.testing.assert_allclose(Postings(pa.chunked_array([corpus])).scores(question), bm25(corpus, question))
-    assert Postings(pa.chunked_array([["", ""]])).scores(["w1"]).tolist() == [0, 0]
-    assert Postings(pa.chunked_array([], pa.string())).scores(["w1"]).tolist() == []
+    np.testing.assert_allclose(held(*corpus).scores(question), bm25(corpus, question))
+    assert held("", "").scores(["w1"]).tolist() == [0, 0]
+    assert held().scores(["w1"]).tolist() == []
