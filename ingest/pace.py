@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import time
 
 import sqlalchemy as sa
@@ -13,6 +13,8 @@ from ingest.jobs import Job
 from ingest.records import QUEUES
 from ingest.schema import jobs
 
+LINE, LINE_SECONDS = 2000, 1.0
+"""Jobs that are told when their turn comes, and how long what they are told stays good."""
 WINDOW_SECONDS = 120.0
 """Jobs that ended longer ago say nothing of the pace now."""
 
@@ -23,6 +25,8 @@ class Pace:
     def __init__(self, database: Database, *, clock: Callable[[], float] = time) -> None:
         self.database = database
         self.clock = clock
+        self._line: Mapping[str, int] = {}
+        self._line_until = 0.0
 
     async def queued(self) -> int:
         """How many jobs wait that somebody asked for: what a re-index or a repair rebuilds must shut no door."""
@@ -55,14 +59,25 @@ class Pace:
         ahead = await self._ahead([job.id for job in waiting])
         return etas | {job.id: round((ahead[job.id] + 1) / rate, 1) for job in waiting if job.id in ahead}
 
-    async def _ahead(self, ids: Sequence[str]) -> dict[str, int]:
-        """How many jobs wait before each of these: queue by queue, in which collections take turns."""
+    async def _ahead(self, ids: Sequence[str]) -> Mapping[str, int]:
+        """How many jobs wait before each of these, as far as these stand among the first that wait.
+
+        All that wait are counted for it, so what was found is told for a second to everybody who asks.
+        """
+        now = self.clock()
+        came_since = len(self._line) < LINE and not self._line.keys() >= set(ids)
+        if now >= self._line_until or came_since:
+            self._line, self._line_until = await self._read_line(), now + LINE_SECONDS
+        return self._line
+
+    async def _read_line(self) -> dict[str, int]:
+        """The first that wait, and their places: queue by queue, in which collections take turns."""
         turn = sa.func.row_number().over(partition_by=(jobs.c.queue, jobs.c.collection), order_by=jobs.c.id).label("turn")
         waiting = sa.select(jobs.c.id, jobs.c.queue, jobs.c.collection, turn).where(jobs.c.state == "queued").subquery()
         urgency = sa.case({queue: number for number, queue in enumerate(QUEUES)}, value=waiting.c.queue)
         place = sa.func.row_number().over(order_by=(urgency, waiting.c.turn, waiting.c.collection))
-        line = sa.select(waiting.c.id, place.label("place")).subquery()
-        rows = await self.database.rows(sa.select(line).where(line.c.id.in_(ids)))
+        line = sa.select(waiting.c.id, place.label("place")).order_by("place").limit(LINE)
+        rows = await self.database.rows(line)
         return {row["id"]: row["place"] - 1 for row in rows}
 
 

@@ -60,7 +60,7 @@ LOCK_PATIENCE = 120.0
 TIDY_COMMITS = 32
 """Commits after which the table's small files are merged at once."""
 TIDY_DELAY = 3.0
-"""Seconds after a commit when they are merged anyway."""
+"""Seconds after the last commit when they are merged anyway."""
 KEEP_VERSIONS = timedelta(minutes=10)
 """How long a reader may go on with the version that it opened."""
 VECTOR_INDEX_ROWS = 20_000
@@ -123,6 +123,7 @@ class LanceStore:
         self._vector_index_rows = vector_index_rows
         self._database = database
         self._commits: dict[str, int] = {}
+        self._quiet_at: dict[str, float] = {}
         self._busy: dict[str, asyncio.Event] = {}
         self._tidying: dict[str, asyncio.Task[None]] = {}
         self._residents = Residents(folder, self._open, settled=settled)
@@ -351,6 +352,7 @@ class LanceStore:
 
     def _tidy_soon(self, name: str) -> None:
         self._commits[name] = self._commits.get(name, 0) + 1
+        self._quiet_at[name] = time.monotonic() + TIDY_DELAY
         busy = self._busy.setdefault(name, asyncio.Event())
         if self._commits[name] >= TIDY_COMMITS:
             busy.set()
@@ -360,8 +362,9 @@ class LanceStore:
 
     async def _tidy_later(self, name: str, busy: asyncio.Event) -> None:
         while self._commits.get(name):
-            with suppress(TimeoutError):
-                await asyncio.wait_for(busy.wait(), TIDY_DELAY)
+            while not busy.is_set() and (left := self._quiet_at[name] - time.monotonic()) > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(busy.wait(), left)
             busy.clear()
             self._commits[name] = 0
             try:
@@ -387,6 +390,7 @@ class LanceStore:
 
     async def _stop_tidying(self, name: str) -> None:
         self._commits.pop(name, None)
+        self._quiet_at.pop(name, None)
         self._busy.pop(name, None)
         task = self._tidying.pop(name, None)
         if task is not None:

@@ -174,6 +174,9 @@ class Resident:
         return [(start, found) for start, found in held if found is not None]
 
     def _best(self, places: Places, scores: Scores, limit: int) -> list[Candidate]:
+        if len(scores) > limit:  # of the many rows that hold some word, few need names
+            good = scores >= np.partition(scores, -limit)[-limit]
+            places, scores = places[good], scores[good]
         homes = np.searchsorted(self._starts, places, side="right") - 1
         where = list(zip(homes.tolist(), (places - self._starts[homes]).tolist(), strict=True))
         ids = [self.parts[home].ids[row] for home, row in where]
@@ -237,7 +240,7 @@ class Residents:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, name: str, place: _Place) -> None:
-        """Bring what is in memory to the version that is the newest now; if that takes too much, let go of it.
+        """Bring what is in memory to the version that is the newest now.
 
         Whoever asked looks for himself: what another found may have been the newest before he asked, and not any more.
         """
@@ -247,14 +250,14 @@ class Residents:
             if resident is None or place.sure == version:
                 return
             try:
-                place.resident = await self._newest(name, resident) if version and version[0] == place.inode else None
+                place.resident = await self._newest(name, place, resident) if version and version[0] == place.inode else None
             except (RuntimeError, ValueError, OSError):
                 log.warning("could not follow the LanceDB table %s in memory", name, exc_info=True)
                 place.resident = None
             # A commit after this look would have another time: the clock has moved on.
             place.sure = version if version and now - version[1] / 1e9 > self._settled else None
 
-    async def _newest(self, name: str, resident: Resident) -> Resident | None:
+    async def _newest(self, name: str, place: _Place, resident: Resident) -> Resident | None:
         table = await self._open(name)
         if table is None:
             return None
@@ -266,7 +269,7 @@ class Residents:
         alive, fresh = resident.changed(addresses)
         too_much = max(FEW_ROWS, MOST_FRESH * len(alive))
         if max(len(fresh), len(alive) - alive.sum()) > too_much or len(resident.parts) >= MOST_PARTS:
-            return None
+            return await self._whole(name, place) if time.monotonic() >= place.retry_at else None
         if len(addresses) > MOST_ROWS:
             return None
         if not len(fresh):
@@ -276,21 +279,20 @@ class Residents:
         return Resident(number, [*resident.parts, part], np.concatenate([alive, np.ones(len(part.ids), bool)]))
 
     async def _load(self, name: str, place: _Place) -> None:
-        began = time.monotonic()
-        place.retry_at = began + RETRY_SECONDS
         try:
-            resident = await self._whole(name)
+            resident = await self._whole(name, place)
         except (RuntimeError, ValueError, OSError):
             log.warning("could not read the LanceDB table %s into memory", name, exc_info=True)
             return
         finally:
             place.loading = None
-        if resident is not None and resident.nbytes <= MOST_BYTES and self._places.get(name) is place:
+        if resident is not None and self._places.get(name) is place:
             place.resident, place.sure = resident, None
-            place.retry_at = time.monotonic() + (time.monotonic() - began) / LOADING_SHARE
             self._make_room()
 
-    async def _whole(self, name: str) -> Resident | None:
+    async def _whole(self, name: str, place: _Place) -> Resident | None:
+        began = time.monotonic()
+        place.retry_at = began + RETRY_SECONDS
         table = await self._open(name)
         if table is None:
             return None
@@ -299,7 +301,11 @@ class Residents:
         if await table.count_rows() > MOST_ROWS:
             return None
         rows = await table.query().select([*SEARCHED, "terms"]).with_row_id().to_arrow()
-        return Resident(number, [await asyncio.to_thread(Part, rows)])
+        resident = Resident(number, [await asyncio.to_thread(Part, rows)])
+        if resident.nbytes > MOST_BYTES:
+            return None
+        place.retry_at = time.monotonic() + (time.monotonic() - began) / LOADING_SHARE
+        return resident
 
     def _make_room(self) -> None:
         held = [place for place in self._places.values() if place.resident is not None]

@@ -106,13 +106,13 @@ async def test_another_process_that_writes_is_seen_too(store, index, tmp_path):
 async def loaded_once(store, index) -> list[str]:
     """Names of the loads that run from here on; there should be none."""
     seen: list[str] = []
-    load = store._residents._load
+    whole = store._residents._whole
 
-    async def noted(name, place) -> None:
+    async def noted(name, place):
         seen.append(name)
-        await load(name, place)
+        return await whole(name, place)
 
-    store._residents._load = noted
+    store._residents._whole = noted
     return seen
 
 
@@ -162,7 +162,7 @@ async def test_scores_count_the_living_alone(store, index):
     for n in range(3):
         await store.replace(index, {f"d{n}": document(f"d{n}", 9, version=2, seed=50 + n)})
     followed = await store._resident(index, 10, None)
-    anew = await store._residents._whole(place_name(index))
+    anew = await store._residents._whole(place_name(index), lance_resident._Place(0))
     for terms in (["w1"], ["w2", "every", "w2"], ["absent"]):
         left, right = followed.keyword(terms, 100), anew.keyword(terms, 100)
         assert ids(left) == ids(right)
