@@ -98,13 +98,14 @@ def lot_of(due: Sequence[Mapping[Any, Any]]) -> list[str]:
     A large document is a lot of its own. So is one that was tried before: it may be what kills its workers, and others should
     not be tried in vain with it. Two jobs of one document never run at once.
     """
-    lot: dict[str | None, str] = {}
+    lot: dict[str, str] = {}
     total = 0
     for row in due:
-        total += LOT_BYTES if row["attempts"] else row["size"]
-        if lot and (total > LOT_BYTES or row["document_id"] in lot):
+        total += LOT_BYTES + 1 if row["attempts"] else row["size"]
+        whose = row["document_id"] or row["id"]
+        if lot and (total > LOT_BYTES or whose in lot):
             break
-        lot[row["document_id"]] = row["id"]
+        lot[whose] = row["id"]
     return list(lot.values())
 
 

@@ -41,7 +41,9 @@ def new_id(prefix: str, *, at: float | None = None) -> str:
 
     Those that one process makes in the same millisecond sort as they were made.
     """
-    now = int(1000 * (time.time() if at is None else at))
+    if at is not None:
+        return f"{prefix}_{int(1000 * at):012x}{secrets.token_hex(6)}"
+    now = int(1000 * time.time())
     with _ids:
         number = secrets.randbits(47) if now != _last[0] else _last[1] + 1 + secrets.randbits(24)
         _last[:] = now, number

@@ -39,6 +39,7 @@ USED_SECONDS = 6 * 3600
 """The use of a vector is noted at most so often: else reading would always write."""
 COUNT_SECONDS = 10
 REST = 4.0
+"""Times as long as the last writing took, the next one waits for company."""
 CALLS_AT_ONCE = 32
 """Of documents that look for their vectors, or keep them, at the same time."""
 PAUSE_SECONDS = 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import secrets
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ HEAD = 64 * 1024
 THREADS = 16
 """Of its own, so that a disk or bucket which hangs holds up nothing else."""
 ASKED_AT_ONCE = 8
+"""Files that one thread looks for."""
 ABANDONED_SECONDS = 24 * 3600
 """After so long without a write, an unfinished file has lost its writer."""
 
@@ -181,7 +183,8 @@ class Files:
         with disk_errors():
             path = self._unfinished()
             try:
-                path.write_bytes(data)
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(data)
                 self._keep(kind, sha256, path)
             finally:
                 path.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ from ingest.notices import write_notice
 from ingest.records import FINAL, Entry, Generation, Upload, new_job
 from ingest.schema import collections, documents, entries, jobs
 from ingest.together import Together
-from retrieval.errors import CatalogUnavailable, JobNotCancellable, JobNotFound, StorageFull
+from retrieval.errors import CatalogUnavailable, FilesRejected, FilesUnavailable, JobNotCancellable, JobNotFound, StorageFull
 
 Outcome = Literal["settled", "superseded", "moved", "full"]
 CLAIM_TRIES = 8
@@ -56,6 +56,8 @@ _BEAT = (
     )
 )
 
+OUTAGES = (CatalogUnavailable, StorageFull, FilesUnavailable, FilesRejected)
+"""Whose fault a document is not, so that those that are settled together need not find out one by one."""
 S = TypeVar("S", bound=tuple[Any, ...])
 
 
@@ -141,7 +143,7 @@ class Jobs:
         self.clock = clock
         self.steady = steady
         self._watch = Watch(lease_seconds)
-        self._settling = Together(self._settle, most=LOT, of_all=(CatalogUnavailable, StorageFull))
+        self._settling = Together(self._settle, most=LOT, of_all=OUTAGES)
 
     async def add_reindex(self, collection: str, generation: Generation) -> str:
         """Queue the building of a generation; one that is already under way is found again."""
@@ -322,7 +324,7 @@ class Jobs:
         now = self.clock()
         written = [entry for each in lot for entry in each.written]
         await self._lock_blobs(connection, written, [part for each in lot for part in each.parts])
-        for texts in {each.texts for each in lot}:
+        for texts in {each.texts for each in lot}:  # bound methods of one object are equal, so it mostly is one
             await require_texts([entry for each in lot if each.texts == texts for entry in each.written], texts)
         await write_entries(
             connection, [(str(each.job.document_id), entry, each.source) for each in lot for entry in each.written], now
@@ -417,6 +419,28 @@ class Jobs:
             if await self._held(connection, [job]):
                 progress = {"stage": stage, "done": done, "total": total}
                 await self._requeue(connection, job, after=after, attempts=jobs.c.attempts - 1, **progress)
+
+    async def give_back(self, claimed: Sequence[Job]) -> None:
+        """Release all of these that are still held, by one transaction: their worker is going."""
+        async with self.database.writing() as connection:
+            held = await self._held(connection, claimed)
+            rest = [job for job in claimed if job.id in held]
+            if not rest:
+                return
+            values = {
+                "state": "queued",
+                "stage": "queued",
+                "worker": None,
+                "error": None,
+                "run_after": 0.0,
+                "done": 0,
+                "total": None,
+            }
+            given = sa.update(jobs).where(jobs.c.id.in_(held)).values(**values, attempts=jobs.c.attempts - 1)
+            await connection.execute(given)
+            await self._document_states(connection, rest, "queued", None)
+            for job in rest:
+                note_queued(connection, job.queue, [job.id])
 
     async def add_rebuilds(self, generation: Generation, document_ids: Sequence[str]) -> None:
         """Queue the documents of a re-index, each once."""

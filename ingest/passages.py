@@ -16,6 +16,8 @@ from retrieval.embedders import Embedder
 from retrieval.types import Chunk, EmbeddedChunk, chunk_id
 
 EMBED_BATCH = 64
+LONG = 200_000
+"""Characters that are cut in a fraction of a second."""
 LANGUAGE_SAMPLE = 4000
 """Characters: more does not change the guess."""
 
@@ -79,7 +81,8 @@ class Passages:
 
     async def add(self, portion: Parsed) -> None:
         """Embed what is complete with the next portion, and, if it is the last one, all the rest."""
-        pieces = await asyncio.get_running_loop().run_in_executor(self._thread, self._cut, portion)
+        thread = self._thread if len(portion.text) <= LONG else None  # behind which nobody should wait
+        pieces = await asyncio.get_running_loop().run_in_executor(thread, self._cut, portion)
         before, pages = self._pages, portion.receipt.pages or 0
         self._pages += pages
         total = portion.rest.pages if portion.rest else self._pages or len(pieces)

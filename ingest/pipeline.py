@@ -35,6 +35,10 @@ NO_TEXT = "no text was found in it, so no question can find it; if it shows text
 DISK_SECONDS = 2.0
 """So long a worker holds a job back while the disk is full: enough that the queue is not turned over all the time."""
 STORE_SECONDS = 1.0
+WAITING_FOR_DISK, WAITING_FOR_STORE = "waiting for disk", "waiting for store"
+"""Stages, of which the catalog holds 20 characters."""
+REMOVALS = 4
+"""At once: each holds the catalog while the file store is asked."""
 
 
 class ReindexIncomplete(FootnoteError):
@@ -92,6 +96,7 @@ class Pipeline:
         self.parsers = parsers
         self.disk = disk
         self.cache = cache
+        self._removing = asyncio.Semaphore(REMOVALS)
         self._cutting = ThreadPoolExecutor(1, "cutting")
         self._documents = Together(self._read_documents, most=LOT, of_all=(FootnoteError,))
 
@@ -144,7 +149,9 @@ class Pipeline:
             return
         for generation in await self.catalog.generations(job.collection):
             await self.store.replace(generation.index, {str(job.document_id): []})
-        await self.catalog.remove_blobs(await self.jobs.settle_delete(job), self.files.discard)
+        blobs = await self.jobs.settle_delete(job)
+        async with self._removing:
+            await self.catalog.remove_blobs(blobs, self.files.discard)
 
     async def rebuild(self, job: Job, progress: Progress) -> None:
         """Build a document's live version anew in the generation that the job names: for a re-index, or to repair it."""
@@ -212,11 +219,11 @@ class Pipeline:
         """Wait a moment for room on the disk, then give the job back: a deletion, which makes room, must get its turn."""
         if self.disk.has_room():
             return True
-        progress("waiting for disk", 0, None)
+        progress(WAITING_FOR_DISK, 0, None)
         await asyncio.sleep(DISK_SECONDS)
         if self.disk.has_room():
             return True
-        await self.jobs.release(job, after=DISK_SECONDS, stage="waiting for disk")
+        await self.jobs.release(job, after=DISK_SECONDS, stage=WAITING_FOR_DISK)
         return False
 
     async def _has_store(self, job: Job, progress: Progress) -> bool:
@@ -224,9 +231,9 @@ class Pipeline:
         try:
             await self.store.ping()
         except StoreUnavailable:
-            progress("waiting for the store", 0, None)
+            progress(WAITING_FOR_STORE, 0, None)
             await asyncio.sleep(STORE_SECONDS)
-            await self.jobs.release(job, after=STORE_SECONDS, stage="waiting for the store")
+            await self.jobs.release(job, after=STORE_SECONDS, stage=WAITING_FOR_STORE)
             return False
         return True
 

@@ -51,7 +51,7 @@ class Worker:
         self.concurrency = concurrency
         self.drain_seconds = drain_seconds
         self.chores = chores
-        self._held: dict[str, _Held] = {}
+        self._held: set[_Held] = set()
         self._ended = asyncio.Event()
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
@@ -68,8 +68,7 @@ class Worker:
             while not stop.is_set():
                 self._ended.clear()
                 lot, wait = await self._claim() if self._has_room() else ([], None)
-                for job in lot:
-                    held = self._held[job.id] = _Held(job, share=1 / len(lot))
+                for held in self._take(lot):
                     task = asyncio.create_task(self._work(held))
                     running.add(task)
                     task.add_done_callback(running.discard)
@@ -79,14 +78,25 @@ class Worker:
         finally:
             for each in running:
                 each.cancel()
-            await asyncio.gather(*running, return_exceptions=True)  # their leases hold until they have given back their jobs
+            await asyncio.gather(*running, return_exceptions=True)
+            with contextlib.suppress(FootnoteError):
+                await self.jobs.give_back([held.job for held in self._held])
             for each in beside:
                 each.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
 
     def _has_room(self) -> bool:
         """For one more lot. What is left of several lots may be as much work as one."""
-        return round(sum(each.share for each in self._held.values()), 6) <= self.concurrency - 1
+        return round(sum(each.share for each in self._held), 6) <= self.concurrency - 1
+
+    def _take(self, lot: Sequence[Job]) -> list[_Held]:
+        """Hold these. One that this worker has lost, and is still about to leave, is another claim of the same job."""
+        fresh = [_Held(job, share=1 / len(lot)) for job in lot]
+        for old in self._held:
+            if old.job.id in {job.id for job in lot}:
+                old.lose()
+        self._held.update(fresh)
+        return fresh
 
     async def _claim(self) -> tuple[list[Job], float]:
         """Some jobs, or none and how many seconds to wait at most before the next look."""
@@ -131,9 +141,8 @@ class Worker:
         except LeaseLost:
             log.warning("lease_lost", **context)
         except asyncio.CancelledError:
-            if not held.is_lost:  # we are shutting down, and the lease is still ours to give back
-                with contextlib.suppress(FootnoteError):
-                    await self.jobs.release(job)
+            if not held.is_lost:
+                held.is_given_back = True
                 raise
             log.warning("lease_lost", **context)
         except FootnoteError as exc:
@@ -149,7 +158,8 @@ class Worker:
         finally:
             held.work.cancel()
             await asyncio.gather(held.work, return_exceptions=True)
-            del self._held[job.id]
+            if not held.is_given_back:
+                self._held.discard(held)
             self._ended.set()
 
     async def _fail(self, job: Job, error: dict[str, Any], retry_after: float | None) -> None:
@@ -164,17 +174,18 @@ class Worker:
         """Renew all leases three times per term; a catalog that is away for a moment is not a lost lease."""
         while True:
             await asyncio.sleep(min(BEAT_SECONDS, self.jobs.lease_seconds / 3))
-            now, held = time.monotonic(), dict(self._held)
+            now, held = time.monotonic(), [each for each in self._held if not each.is_lost]
             try:
-                lost = await self.jobs.renew([each.beat(now) for each in held.values()])
+                lost = await self.jobs.renew([each.beat(now) for each in held])
             except FootnoteError as exc:
                 log.warning("leases_not_renewed", count=len(held), code=exc.code)
                 continue
             except Exception:
                 log.exception("renewal_crashed")
                 continue
-            for job_id in lost:
-                held[job_id].lose()
+            for each in held:
+                if each.job.id in lost:
+                    each.lose()
 
 
 class _Held:
@@ -184,6 +195,8 @@ class _Held:
         self.job = job
         self.share = share
         self.is_lost = False
+        self.is_given_back = False
+        """The worker is going: its jobs are given back when all have stopped."""
         self.work: asyncio.Task[None] | None = None
         self._meter = Meter()
         self._progress: tuple[str, int, int | None] = ("starting", 0, None)

@@ -70,7 +70,7 @@ _BODY = {
 
 @dataclass
 class Incoming:
-    """One document as it came in; `open` gives its bytes, as often as they are needed."""
+    """One document as it came in; `put` stores its bytes, as often as that is needed."""
 
     name: str
     metadata: Metadata
@@ -236,9 +236,12 @@ async def _stored(service: Service, incoming: list[Incoming | Outcome]) -> Async
     outcomes: list[Outcome] = []
     try:
         for at in range(0, len(incoming), STORED_AT_ONCE):
-            stored = [_store(service, each) for each in incoming[at : at + STORED_AT_ONCE]]
-            ended = await asyncio.gather(*stored, return_exceptions=True)
-            outcomes += [each for each in ended if isinstance(each, Outcome)]
+            storing = [asyncio.create_task(_store(service, each)) for each in incoming[at : at + STORED_AT_ONCE]]
+            try:
+                await asyncio.wait(storing)
+            finally:  # also when the client is gone: what is being written must be known to be removed
+                ended = await asyncio.gather(*storing, return_exceptions=True)
+                outcomes += [each for each in ended if isinstance(each, Outcome)]
             for each in ended:
                 if isinstance(each, BaseException):
                     raise each

@@ -43,14 +43,14 @@ LIKE_TOKENS = 32
 """Questions up to this length share a batch whatever their lengths: padding them costs less than a batch more."""
 
 REMEMBERED, REMEMBERED_CHARACTERS = 512, 2000
-"""Passages whose tokens are remembered, and how long these are at most: 5 MB in all."""
+"""Passages whose tokens are remembered, and their characters at most: some 5 MB in all."""
 
 T = TypeVar("T")
 
 REFERENCE_NAME = "st-fp32"
 """What sentence-transformers computes in single precision, and every engine whose vectors are the same but for rounding."""
 
-INT8_NAME = "openvino-int8-1-narrow" if overflows_in_int8() else "openvino-int8-1"
+INT8_NAME = "openvino-int8-2-narrow" if overflows_in_int8() else "openvino-int8-2"
 """Quantised to integers: near the reference, not equal to it. Another calibration would be another number, and on a CPU that
 clamps its sums the weights are narrower."""
 

@@ -17,6 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -46,8 +47,8 @@ MOST_PARTS = 32
 MOST_FRESH, FEW_ROWS = 0.25, 500
 """Share of rows that a change may bring, unless they are few: after more, as after a merge of the table's files, a table is
 loaded anew. So it is when so large a share of what is in memory is dead."""
-RETRY_SECONDS = 5.0
-"""After so long a table that was too large, or could not be read, is looked at again."""
+RETRY_SECONDS, TOO_LARGE_SECONDS = 5.0, 60.0
+"""After so long a table that could not be read, or was too large, is looked at again."""
 LOADING_SHARE = 0.2
 """Of the time, at most, goes into loading a table again and again."""
 DECODED = 512
@@ -57,6 +58,8 @@ ROUNDING = 1e-5
 
 Version: TypeAlias = tuple[int, int]
 """Inode and time of change (ns) of a table's `_versions`."""
+Manifest: TypeAlias = tuple[int, int]
+"""Inode and time of change (ns) of the file that a commit wrote: another table of the same name has others."""
 Places: TypeAlias = npt.NDArray[np.intp]
 Addresses: TypeAlias = npt.NDArray[np.uint64]
 
@@ -68,6 +71,15 @@ def version_of(table_folder: Path) -> Version | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_ino, status.st_mtime_ns
+
+
+def manifest_of(table_folder: Path, number: int) -> Manifest | None:
+    """Names a version for good, as long as LanceDB keeps it; None if it does not, or names its files in another way."""
+    for name in (f"{2**64 - 1 - number:020}.manifest", f"{number}.manifest"):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = os.stat(table_folder / "_versions" / name)  # noqa: PTH116
+            return status.st_ino, status.st_mtime_ns
+    return None
 
 
 class Postings:
@@ -121,8 +133,16 @@ class Part:
 class Resident:
     """One version of one table: the rows of its parts that are `alive`, counted through all parts."""
 
-    def __init__(self, number: int, parts: Sequence[Part], alive: npt.NDArray[np.bool_] | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        parts: Sequence[Part],
+        alive: npt.NDArray[np.bool_] | None = None,
+        *,
+        manifest: Manifest | None = None,
+    ) -> None:
         self.number = number
+        self.manifest = manifest
         self.parts = parts
         self._starts = np.cumsum([0, *(len(part.ids) for part in parts)])
         self.alive = np.ones(self._starts[-1], bool) if alive is None else alive
@@ -256,27 +276,40 @@ class Residents:
                 place.resident = None
             # A commit after this look would have another time: the clock has moved on.
             place.sure = version if version and now - version[1] / 1e9 > self._settled else None
+            self._make_room()
 
     async def _newest(self, name: str, place: _Place, resident: Resident) -> Resident | None:
         table = await self._open(name)
         if table is None:
             return None
         number = await table.version()
-        if number == resident.number:
+        # A table that was dropped and made again counts its versions and rows from the beginning.
+        is_same = resident.manifest is not None and self._manifest(name, resident.number) == resident.manifest
+        if is_same and number == resident.number:
             return resident
+        followed = await self._followed(name, table, number, resident) if is_same else None
+        if followed is None and time.monotonic() >= place.retry_at:
+            return await self._whole(name, place)
+        return followed
+
+    async def _followed(self, name: str, table: Any, number: int, resident: Resident) -> Resident | None:
+        """A later version by what changed; None if that is too much, or the table has become too large."""
+        manifest = self._manifest(name, number)
         await table.checkout(number)  # all that is read now is of this version
         addresses = (await table.query().select([]).with_row_id().to_arrow()).column("_rowid").to_numpy()
         alive, fresh = resident.changed(addresses)
         too_much = max(FEW_ROWS, MOST_FRESH * len(alive))
-        if max(len(fresh), len(alive) - alive.sum()) > too_much or len(resident.parts) >= MOST_PARTS:
-            return await self._whole(name, place) if time.monotonic() >= place.retry_at else None
-        if len(addresses) > MOST_ROWS:
+        is_much = max(len(fresh), len(alive) - alive.sum()) > too_much or len(resident.parts) >= MOST_PARTS
+        if is_much or len(addresses) > MOST_ROWS:
             return None
         if not len(fresh):
-            return Resident(number, resident.parts, alive)
+            return Resident(number, resident.parts, alive, manifest=manifest)
         rows = await table.take_row_ids(fresh.tolist()).select([*SEARCHED, "terms"]).with_row_id().to_arrow()
         part = await asyncio.to_thread(Part, rows)
-        return Resident(number, [*resident.parts, part], np.concatenate([alive, np.ones(len(part.ids), bool)]))
+        if self._manifest(name, number) != manifest:
+            return None
+        alive = np.concatenate([alive, np.ones(len(part.ids), bool)])
+        return Resident(number, [*resident.parts, part], alive, manifest=manifest)
 
     async def _load(self, name: str, place: _Place) -> None:
         try:
@@ -297,15 +330,20 @@ class Residents:
         if table is None:
             return None
         number = await table.version()
+        manifest = self._manifest(name, number)
         await table.checkout(number)
         if await table.count_rows() > MOST_ROWS:
+            place.retry_at = began + TOO_LARGE_SECONDS
             return None
         rows = await table.query().select([*SEARCHED, "terms"]).with_row_id().to_arrow()
-        resident = Resident(number, [await asyncio.to_thread(Part, rows)])
-        if resident.nbytes > MOST_BYTES:
-            return None
-        place.retry_at = time.monotonic() + (time.monotonic() - began) / LOADING_SHARE
-        return resident
+        resident = Resident(number, [await asyncio.to_thread(Part, rows)], manifest=manifest)
+        is_small = resident.nbytes <= MOST_BYTES
+        took = time.monotonic() - began
+        place.retry_at = time.monotonic() + (took / LOADING_SHARE if is_small else TOO_LARGE_SECONDS)
+        return resident if is_small and self._manifest(name, number) == manifest else None
+
+    def _manifest(self, name: str, number: int) -> Manifest | None:
+        return manifest_of(self._folder / f"{name}.lance", number)
 
     def _make_room(self) -> None:
         held = [place for place in self._places.values() if place.resident is not None]
@@ -314,4 +352,4 @@ class Residents:
             if total <= MOST_BYTES or place.resident is None:
                 return
             total -= place.resident.nbytes
-            place.resident, place.retry_at, place.asked = None, 0.0, 0
+            place.resident, place.asked = None, 0

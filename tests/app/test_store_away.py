@@ -34,7 +34,7 @@ def test_a_service_started_before_its_weaviate_waits_and_comes_up(tmp_path):
             accepted = http.post("/ingest", json={"documents": [note("a.txt", "The vault opens at nine.")]})
             assert accepted.status_code == 202
             # With one try allowed, a job that counted the store's absence as a try would be dead by now.
-            wait_for(lambda: jobs(http) == ["waiting for the store"])
+            wait_for(lambda: jobs(http) == ["waiting for store"])
 
             server.start()
             assert [document["status"] for document in wait_until_settled(http)] == ["ready"]

@@ -143,6 +143,21 @@ async def test_memory_follows_what_is_written_without_being_loaded_anew(tmp_path
     await store.close()
 
 
+async def test_a_table_that_was_dropped_and_made_again_is_another(store, index, tmp_path):
+    """It has the versions, the row addresses and, mostly, the folder's inode of the one before."""
+    other = await open_store(f"lance:{tmp_path}")
+    for turn in range(6):
+        rows = document("d", 6, version=turn, seed=turn)
+        await other.create(index)
+        await other.replace(index, {"d": rows})
+        assert set(ids(await store.nearest(index, rows[0].vector, 50))) == {row.chunk.id for row in rows}
+        await resident(store, index)
+        assert set(ids(await store.keyword(index, ["every"], 50))) == {row.chunk.id for row in rows}
+        await other.drop(index)
+    assert await store.nearest(index, rows[0].vector, 50) == []
+    await other.close()
+
+
 async def test_a_row_that_is_written_again_under_its_id_is_read_again(store, index):
     """As a repair does: the id says what the text was, not what the row holds."""
     await store.replace(index, {f"d{n}": document(f"d{n}", 5, seed=n) for n in range(3)})

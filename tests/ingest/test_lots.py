@@ -12,6 +12,7 @@ from ingest.claims import LOT, LOT_BYTES, Turns
 from ingest.database import Database
 from ingest.documents import OriginalVanished
 from ingest.jobs import Beat, LeaseLost
+from ingest.pipeline import WAITING_FOR_DISK, WAITING_FOR_STORE
 from ingest.records import Upload
 from ingest.worker import Worker
 from retrieval.errors import UnreadableDocument
@@ -51,7 +52,7 @@ async def test_small_documents_of_one_collection_are_one_lot(db):
 
 
 async def test_large_documents_are_lots_of_their_own(db):
-    sizes = [LOT_BYTES // 2, LOT_BYTES // 2, LOT_BYTES * 9, 10, LOT_BYTES, 10]
+    sizes = [LOT_BYTES // 2, LOT_BYTES // 2, LOT_BYTES * 9, 10, LOT_BYTES, 10]  # bytes
     await accept(db, *(sized(f"{number}.txt", size) for number, size in enumerate(sizes)))
     turns = Turns()
     assert [len(await db.jobs.claim_lot("w", turns)) for _ in range(6)] == [2, 1, 1, 1, 1, 0]
@@ -146,6 +147,25 @@ async def test_leases_are_renewed_together_and_each_is_lost_alone(db):
     shown = [await db.jobs.job(job.id) for job in lot]
     assert [(job.stage, job.done) for job in shown] == [("succeeded", 0), ("cancelled", 0), ("queued", 0), ("embedding", 3)]
     assert await db.jobs.renew([]) == []
+
+
+async def test_a_worker_that_goes_gives_back_all_it_holds_at_once(db):
+    lot, gen = await claimed(db, 6), await generation(db)
+    await db.jobs.settle_ingest(lot[0], [entry(gen)], source())
+    await db.jobs.cancel(lot[1].id)
+    await db.jobs.give_back(lot)
+    found = [await db.jobs.job(job.id) for job in lot]
+    assert [(job.state, job.attempts) for job in found] == [("succeeded", 1), ("cancelled", 1), *[("queued", 0)] * 4]
+    assert {(await db.catalog.document(job.document_id)).status for job in lot[2:]} == {"queued"}
+    assert len(await db.jobs.claim_lot("other", Turns())) == 4
+
+
+@pytest.mark.parametrize("stage", [WAITING_FOR_DISK, WAITING_FOR_STORE])
+async def test_a_job_that_waits_can_say_for_what(db, stage):
+    [job, other] = await claimed(db, 2)
+    assert await db.jobs.renew([Beat(job, stage, 0, None), Beat(other, stage, 0, None)]) == []
+    await db.jobs.release(job, after=1, stage=stage)
+    assert [(await db.jobs.job(each.id)).stage for each in (job, other)] == [stage, stage]
 
 
 class Ends:
