@@ -181,5 +181,7 @@ async def test_the_first_hits_do_not_depend_on_how_many_are_asked_for_where_both
     found = []
     for top_k in (5, 20, 100):
         result = await Searcher(store, HandEmbedder()).search(INDEX, Query("zebra horse", top_k), ENGLISH)
-        found.append([(hit.chunk.id, round(hit.score, 9)) for hit in result.hits[:5]])
-    assert found[0] == found[1] == found[2]
+        found.append(result.hits[:5])
+    assert len({tuple(hit.chunk.id for hit in hits) for hits in found}) == 1
+    for hits in found[1:]:  # LanceDB adds up its words' scores in 32 bits, memory in 64
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in found[0]], rel=1e-6)
