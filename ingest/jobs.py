@@ -239,7 +239,7 @@ class Jobs:
 
     async def _lose(self, connection: AsyncConnection, job: Job) -> None:
         if job.attempts < self.max_attempts or job.kind == "delete":
-            await self._requeue(connection, job)
+            await self._requeue(connection, [job])
             return
         error = {
             "code": "worker_lost",
@@ -407,40 +407,20 @@ class Jobs:
             await self._require(connection, job)
             if again:
                 wait = _back_off(job.attempts, retry_after)
-                await self._requeue(connection, job, after=wait, stage="waiting", error=dict(error))
+                await self._requeue(connection, [job], after=wait, stage="waiting", error=dict(error))
                 return "queued"
             return await self._give_up(connection, job, "dead" if error["retryable"] else "failed", error)
 
     async def release(
-        self, job: Job, *, after: float = 0.0, stage: str = "queued", done: int = 0, total: int | None = None
+        self, *claimed: Job, after: float = 0.0, stage: str = "queued", done: int = 0, total: int | None = None
     ) -> None:
-        """Give a job back, claimable `after` seconds from now and not counted as a try: its worker is going, or it waits."""
-        async with self.database.writing() as connection:
-            if await self._held(connection, [job]):
-                progress = {"stage": stage, "done": done, "total": total}
-                await self._requeue(connection, job, after=after, attempts=jobs.c.attempts - 1, **progress)
-
-    async def give_back(self, claimed: Sequence[Job]) -> None:
-        """Release all of these that are still held, by one transaction: their worker is going."""
+        """Give jobs back, those that are still held, claimable `after` seconds from now and not counted as a try: their
+        worker is going, or they wait."""
+        progress = {"stage": stage, "done": done, "total": total}
         async with self.database.writing() as connection:
             held = await self._held(connection, claimed)
-            rest = [job for job in claimed if job.id in held]
-            if not rest:
-                return
-            values = {
-                "state": "queued",
-                "stage": "queued",
-                "worker": None,
-                "error": None,
-                "run_after": 0.0,
-                "done": 0,
-                "total": None,
-            }
-            given = sa.update(jobs).where(jobs.c.id.in_(held)).values(**values, attempts=jobs.c.attempts - 1)
-            await connection.execute(given)
-            await self._document_states(connection, rest, "queued", None)
-            for job in rest:
-                note_queued(connection, job.queue, [job.id])
+            again = [job for job in claimed if job.id in held]
+            await self._requeue(connection, again, after=after, attempts=jobs.c.attempts - 1, **progress)
 
     async def add_rebuilds(self, generation: Generation, document_ids: Sequence[str]) -> None:
         """Queue the documents of a re-index, each once."""
@@ -528,19 +508,22 @@ class Jobs:
             job = await self._locked(connection, job_id)
             if job.state not in {"failed", "dead", "cancelled"} or (job.error or {}).get("code") == "superseded":
                 raise JobNotCancellable(f"job {job_id} cannot be retried: it is {job.state}")
-            await self._requeue(connection, job, attempts=0, finished_at=None)
+            await self._requeue(connection, [job], attempts=0, finished_at=None)
         return await self.job(job_id)
 
     # --- inside a transaction ---------------------------------------------------------------------------------------------
 
-    async def _requeue(self, connection: AsyncConnection, job: Job, *, after: float = 0.0, **changes: Any) -> None:
-        """Put a job back into its queue; what can be claimed at once is announced."""
+    async def _requeue(self, connection: AsyncConnection, again: Sequence[Job], *, after: float = 0.0, **changes: Any) -> None:
+        """Put jobs back into their queues; what can be claimed at once is announced."""
+        if not again:
+            return
         run_after = self.clock() + after if after else 0.0
         values = {"state": "queued", "stage": "queued", "worker": None, "error": None, "run_after": run_after, **changes}
-        await connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
-        await self._document_state(connection, job, "queued", values["error"])
+        await connection.execute(sa.update(jobs).where(jobs.c.id.in_([job.id for job in again])).values(**values))
+        await self._document_states(connection, again, "queued", values["error"])
         if not after:
-            note_queued(connection, job.queue, [job.id])
+            for job in again:
+                note_queued(connection, job.queue, [job.id])
 
     async def _held(self, connection: AsyncConnection, claimed: Sequence[Job]) -> set[str]:
         """Ids of those whose claims still stand, and will until the transaction ends; locked in one order by all."""

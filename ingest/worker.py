@@ -61,7 +61,7 @@ class Worker:
         watching = min(LOOK_SECONDS, self.jobs.lease_seconds / 4)
         beside = [
             asyncio.create_task(_every(watching, self.jobs.take_back)),
-            asyncio.create_task(self._beat()),
+            asyncio.create_task(_every(min(BEAT_SECONDS, self.jobs.lease_seconds / 3), self._beat)),
             *(asyncio.create_task(_every(HOUSEKEEPING_SECONDS, act)) for act in (self.pipeline.housekeep, *self.chores)),
         ]
         try:
@@ -79,8 +79,9 @@ class Worker:
             for each in running:
                 each.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            with contextlib.suppress(FootnoteError):
-                await self.jobs.give_back([held.job for held in self._held])
+            if self._held:
+                with contextlib.suppress(FootnoteError):
+                    await self.jobs.release(*(held.job for held in self._held))
             for each in beside:
                 each.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
@@ -171,21 +172,12 @@ class Worker:
         log.warning("job_failed", job_id=job.id, kind=job.kind, document_id=job.document_id, state=state, **error)
 
     async def _beat(self) -> None:
-        """Renew all leases three times per term; a catalog that is away for a moment is not a lost lease."""
-        while True:
-            await asyncio.sleep(min(BEAT_SECONDS, self.jobs.lease_seconds / 3))
-            now, held = time.monotonic(), [each for each in self._held if not each.is_lost]
-            try:
-                lost = await self.jobs.renew([each.beat(now) for each in held])
-            except FootnoteError as exc:
-                log.warning("leases_not_renewed", count=len(held), code=exc.code)
-                continue
-            except Exception:
-                log.exception("renewal_crashed")
-                continue
-            for each in held:
-                if each.job.id in lost:
-                    each.lose()
+        """Renew all leases: three times per term, so that a catalog that is away for a moment is not a lost lease."""
+        now, held = time.monotonic(), [each for each in self._held if not each.is_lost]
+        lost = await self.jobs.renew([each.beat(now) for each in held])
+        for each in held:
+            if each.job.id in lost:
+                each.lose()
 
 
 class _Held:

@@ -153,7 +153,7 @@ async def test_a_worker_that_goes_gives_back_all_it_holds_at_once(db):
     lot, gen = await claimed(db, 6), await generation(db)
     await db.jobs.settle_ingest(lot[0], [entry(gen)], source())
     await db.jobs.cancel(lot[1].id)
-    await db.jobs.give_back(lot)
+    await db.jobs.release(*lot)
     found = [await db.jobs.job(job.id) for job in lot]
     assert [(job.state, job.attempts) for job in found] == [("succeeded", 1), ("cancelled", 1), *[("queued", 0)] * 4]
     assert {(await db.catalog.document(job.document_id)).status for job in lot[2:]} == {"queued"}
