@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Collection, Hashable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -315,15 +316,22 @@ def coverage(question: str, hits: Sequence[Hit], languages: Collection[str]) -> 
     kept = set(analyze_query(question, languages))
     words = analyze(question, None)
     lengths = {word: len(word) for word in words if word in kept}
+    stems = {language: analyze(question, language) for language in {hit.chunk.language for hit in hits}}
 
     def held(hit: Hit) -> int:
-        terms = set(analyze("\n".join((*hit.chunk.headings, hit.chunk.text)), hit.chunk.language))
-        stems = zip(words, analyze(question, hit.chunk.language), strict=True)
+        terms = _terms(hit.chunk.headings, hit.chunk.text, hit.chunk.language)
+        forms = zip(words, stems[hit.chunk.language], strict=True)
         return sum(
-            lengths[word] for word in {word for word, stem in stems if word in kept and (stem in terms or word in terms)}
+            lengths[word] for word in {word for word, stem in forms if word in kept and (stem in terms or word in terms)}
         )
 
     return max(map(held, hits), default=0) / (sum(lengths.values()) or 1)
+
+
+@lru_cache(maxsize=256)
+def _terms(headings: Sequence[str], text: str, language: str | None) -> frozenset[str]:
+    """Of one passage: it is looked at for the question and each of its clauses, and found by other questions too."""
+    return frozenset(analyze("\n".join((*headings, text)), language))
 
 
 def by_clause(question: str, hits: Sequence[Hit], languages: Collection[str]) -> float:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -413,6 +414,7 @@ def _serve(settings: Settings, service: Coroutine[Any, Any, None]) -> None:
 
 def _run(work: Callable[[], Coroutine[Any, Any, Any]], url: str | None) -> Any:
     """Run a verb that is no service: of its log only failures are shown."""
+    gc.enable()
     if not url:  # of a service elsewhere there is no log here
         from app.logs import configure_logs
 

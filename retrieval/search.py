@@ -8,7 +8,7 @@ from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -97,8 +97,7 @@ async def _together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scored:
+class _Scored(NamedTuple):
     """A candidate with what its hit will say."""
 
     found: Candidate
@@ -121,19 +120,19 @@ def _by_both(vector: Vector, nearest: Sequence[Candidate], matching: Sequence[Ca
     The cosine of every candidate comes from its stored vector, also where only the words found it: without it fusion loses
     1 to 9 points. What only the vectors found keeps a keyword score of 0, which loses nothing.
     """
-    candidates = {found.id: found for found in (*nearest, *matching)}
+    keyword_scores = {found.id: found.score for found in matching}
+    alike = {found.id for found in nearest}
+    others = [found for found in matching if found.id not in alike]
+    candidates = [*nearest, *others]
     if not candidates:
         return []
-    keyword_scores = {found.id: found.score for found in matching}
-    keywords = [keyword_scores.get(chunk_id, 0.0) for chunk_id in candidates]
-    alike = {found.id: found.score for found in nearest}
-    if others := [found for found in candidates.values() if found.id not in alike]:
-        known = cosines(np.stack([found.vector for found in others]), vector).tolist()
-        alike.update(zip((found.id for found in others), known, strict=True))
-    vector_scores = [alike[chunk_id] for chunk_id in candidates]
+    vector_scores = [found.score for found in nearest]
+    if others:
+        vector_scores += cosines(np.stack([found.vector for found in others]), vector).tolist()
+    keywords = [keyword_scores.get(found.id, 0.0) for found in candidates]
     judges = {found.id for found in (*nearest[:JUDGES], *matching[:JUDGES])}
-    fused = fuse(vector_scores, keywords, [chunk_id in judges for chunk_id in candidates])
-    return list(map(_Scored, candidates.values(), fused.tolist(), vector_scores, keywords))
+    fused = fuse(vector_scores, keywords, [found.id in judges for found in candidates])
+    return list(map(_Scored, candidates, fused.tolist(), vector_scores, keywords))
 
 
 def _best(scored: Iterable[_Scored], top_k: int) -> tuple[Hit, ...]:

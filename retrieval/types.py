@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -89,12 +89,12 @@ class Holding:
     """Chunks that nobody sees, written so long ago that no writer at work can still make them visible."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A chunk that one of the two primitive searches found, with its stored vector.
 
     `score` is the cosine similarity for `nearest` and the BM25 score (k1 1.2, b 0.75, with the factor k1 + 1)
     for `keyword`. `read` gives the chunk: ten of some two hundred candidates are shown, and only those are worth decoding.
+    A tuple, since it is made in half the time.
     """
 
     id: str

@@ -198,11 +198,13 @@ class Resident:
             good = scores >= np.partition(scores, -limit)[-limit]
             places, scores = places[good], scores[good]
         homes = np.searchsorted(self._starts, places, side="right") - 1
-        where = list(zip(homes.tolist(), (places - self._starts[homes]).tolist(), strict=True))
-        ids = [self.parts[home].ids[row] for home, row in where]
+        parts, rows = [self.parts[home] for home in homes.tolist()], (places - self._starts[homes]).tolist()
+        ids = [part.ids[row] for part, row in zip(parts, rows, strict=True)]
         points = scores.tolist()
-        best = [(ids[at], self.parts[where[at][0]], where[at][1], points[at]) for at in ranked(ids, scores, limit)]
-        return [Candidate(id_, part.vectors[row], score, partial(part.read, row)) for id_, part, row, score in best]
+        return [
+            Candidate(ids[at], parts[at].vectors[rows[at]], points[at], partial(parts[at].read, rows[at]))
+            for at in ranked(ids, scores, limit)
+        ]
 
     def _vectors(self, places: Places) -> Matrix:
         cuts = np.searchsorted(places, self._starts)
