@@ -58,6 +58,7 @@ STATUS: Mapping[str, int] = {
     "model_unavailable": 503,
     "model_rejected": 502,
     "catalog_unavailable": 503,
+    "parser_killed": 503,
     "files_unavailable": 503,
     "files_rejected": 502,
     "broker_unavailable": 503,

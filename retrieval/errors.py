@@ -47,6 +47,7 @@
         ├── FilesUnavailable       retryable (originals and texts)
         ├── FilesRejected
         ├── BrokerUnavailable      retryable
+        ├── ParserKilled           retryable: the process that read a file was killed from outside
         └── StorageFull
 
 Adapters raise these from what their library raises. The tree knows nothing of HTTP or exit codes: `app.errors` does.
@@ -283,6 +284,11 @@ class FilesRejected(ServiceError):
 
 class BrokerUnavailable(ServiceError):
     code = "broker_unavailable"
+    retryable = True
+
+
+class ParserKilled(ServiceError):
+    code = "parser_killed"
     retryable = True
 
 

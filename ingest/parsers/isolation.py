@@ -23,7 +23,7 @@ from pebble import ProcessExpired, ProcessPool
 from ingest.blobs.folder import disk_errors
 from ingest.parsers import DEFAULTS, Bookmark, Options, Parsed, Part, finish, parse_portion
 from ingest.parsers.sandbox import enter, give_back_memory, has_network, limit_memory, resident_bytes
-from retrieval.errors import Overloaded, ParseTimeout, UnreadableDocument
+from retrieval.errors import Overloaded, ParserKilled, ParseTimeout, UnreadableDocument
 
 T = TypeVar("T")
 
@@ -31,6 +31,8 @@ _TASKS_PER_PROCESS = 1000
 """After so many documents a process is replaced (0.1 s), so that what parsers leak is bounded."""
 _MAX_GROWTH = 256 * 1024 * 1024
 """And earlier when it keeps so many bytes more than it had at first."""
+_KILLED = {-signal.SIGKILL, 255}
+"""Exit codes of a process that was killed from outside, the second where its fork server was: no file does that by itself."""
 _PATIENCE_SECONDS = 0.2
 _CLOSED = "The service is stopping; try again when it is back."
 
@@ -94,7 +96,7 @@ class ParserPool:
         `Parsed.parts`, which come without them and with the first portion; where no folder is named, they are dropped.
 
         Raises `ParseTimeout`, `ParseMemoryExceeded`, and what `ingest.parsers.parse_portion` raises; `UnreadableDocument`
-        also when the file crashes its parser.
+        also when the file crashes its parser, and `ParserKilled` when somebody else ended that.
         """
         coming: asyncio.Task[Parsed] | None = asyncio.create_task(self._portion(path, name, media_type, None, parts))
         try:
@@ -117,6 +119,11 @@ class ParserPool:
                 f"{where} could not be read within {self._timeout:g} s. Split it, or save it in a simpler format."
             ) from error
         except ProcessExpired as error:
+            if error.exitcode in _KILLED:
+                raise ParserKilled(
+                    f"the process that read {where} was killed from outside, as a machine does that runs out of memory: "
+                    "it is tried again; if it happens again, give the worker more memory, or lower FOOTNOTE_INGEST_CONCURRENCY"
+                ) from error
             raise UnreadableDocument(
                 f"{where} made its parser crash (exit code {error.exitcode}). "
                 "It is damaged, or needs too much memory: open and save it again."

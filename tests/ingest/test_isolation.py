@@ -22,7 +22,7 @@ from ingest.parsers import HEAD_BYTES, Parsed, detect
 from ingest.parsers.isolation import ParserPool
 from ingest.parsers.media import HTML, PDF, PNG, TEXT
 from ingest.parsers.sandbox import has_network
-from retrieval.errors import FootnoteError, Overloaded, ParseMemoryExceeded, ParseTimeout, UnreadableDocument
+from retrieval.errors import FootnoteError, Overloaded, ParseMemoryExceeded, ParserKilled, ParseTimeout, UnreadableDocument
 from tests.ingest.programs import require
 
 GENERATOR = Path(__file__).parents[3] / "shared" / "corpora" / "hostile" / "gen_hostile.py"
@@ -102,6 +102,17 @@ async def test_a_parse_that_eats_memory_ends_cleanly_and_others_go_on(pool: Pars
 async def test_a_file_that_crashes_its_parser_is_unreadable_and_others_go_on(pool: ParserPool, tmp_path: Path) -> None:
     with pytest.raises(UnreadableDocument, match="crash"):
         await pool.parse(write(tmp_path, "crash.pdf", crashing_pdf()), "crash.pdf", PDF)
+    assert await works(pool, tmp_path)
+
+
+async def test_a_parser_that_is_killed_from_outside_says_nothing_of_the_file(pool: ParserPool, tmp_path: Path) -> None:
+    parser = await pool._run(os.getpid)
+    parsing = asyncio.create_task(pool.parse(write(tmp_path, "slow.html", SLOW), "slow.html", HTML))
+    await asyncio.sleep(1)
+    os.kill(parser, signal.SIGKILL)
+    with pytest.raises(ParserKilled, match="killed from outside") as caught:
+        await parsing
+    assert caught.value.retryable
     assert await works(pool, tmp_path)
 
 
