@@ -33,7 +33,7 @@ from ingest.documents import (
     write_entries,
 )
 from ingest.notices import write_notice
-from ingest.records import FINAL, Entry, Generation, Upload, new_job
+from ingest.records import FINAL, Entry, Generation, Upload, new_job, repair_job
 from ingest.schema import collections, documents, entries, jobs
 from ingest.together import Together
 from retrieval.errors import CatalogUnavailable, FilesRejected, FilesUnavailable, JobNotCancellable, JobNotFound, StorageFull
@@ -434,6 +434,11 @@ class Jobs:
             if fresh:
                 rows = [new_job("rebuild", generation.collection, document_id=i, generation_id=generation.id) for i in fresh]
                 await add_jobs(connection, rows)
+
+    async def rebuild_again(self, generations: Sequence[Generation], document_id: str) -> None:
+        """Queue a document's rebuilding in each of these, behind the jobs of it that run."""
+        async with self.database.writing() as connection:
+            await add_jobs(connection, [repair_job(generation, document_id) for generation in generations])
 
     async def rebuilds(self, generation: Generation) -> dict[str, int]:
         """How many of a re-index's documents are in which state."""

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingest.database import Database
 from ingest.documents import add_jobs
-from ingest.records import Generation, new_job, status_when_whole
+from ingest.records import Generation, repair_job, status_when_whole
 from ingest.schema import collections, documents, entries, generations, jobs, passes
 
 UNFINISHED = ("queued", "running")
@@ -157,7 +157,7 @@ class Ledger:
                     await connection.execute(sa.update(documents).where(shown).values(**values))
             tried = set() if again else await self._tried(connection, generation, [drift.document_id for drift in real])
             ids = [drift.document_id for drift in real if drift.rebuildable and drift.document_id not in tried]
-            await add_jobs(connection, [_rebuild(generation, each) for each in ids])
+            await add_jobs(connection, [repair_job(generation, each) for each in ids])
         return len(real)
 
     async def repairing(self, generation: Generation) -> int:
@@ -273,10 +273,6 @@ def _is_busy() -> sa.ColumnElement[bool]:
 
 def _entry(generation: Generation, document_id: str) -> sa.ColumnElement[bool]:
     return sa.and_(entries.c.document_id == document_id, entries.c.generation_id == generation.id)
-
-
-def _rebuild(generation: Generation, document_id: str) -> dict[str, Any]:
-    return new_job("rebuild", generation.collection, document_id=document_id, generation_id=generation.id, queue="maintenance")
 
 
 def _repairs(generation: Generation) -> sa.ColumnElement[bool]:

@@ -135,7 +135,7 @@ class Pipeline:
                         written = await self._write(source, reading, written, watch)
         if outcome == "superseded":
             await self._discard(parts)
-            await self._forget_if_gone(job, written)
+            await self._forget_if_gone(job, [entry.generation for entry in written.values()])
         else:
             await self.catalog.remove_blobs([*before], self.files.discard)
 
@@ -169,8 +169,18 @@ class Pipeline:
             async with self._reading(source, progress, scratch) as reading:
                 entry = await self._index(source, reading, generation, embedder, progress)
         if await self.jobs.settle_rebuild(job, entry, source.place(), texts=self.files.has_texts) == "superseded":
-            await self._forget_if_gone(job, {generation.id: entry})
+            await self._forget_if_gone(job, [generation])
         await self.catalog.remove_blobs([*before], self.files.discard)
+
+    async def make_good(self, job: Job) -> None:
+        """After the loss of a job: a worker that stood still may have written what it had read over what came after it.
+
+        Nothing of a document that is gone may be found; of one that stays, its live version is built anew behind all others.
+        """
+        if job.kind in {"ingest", "rebuild"}:
+            generations = await self.catalog.generations(job.collection)
+            await self._forget_if_gone(job, generations)
+            await self.jobs.rebuild_again(generations, str(job.document_id))
 
     async def reindex(self, job: Job) -> None:
         """One step of a re-index: queue what the new generation lacks, or switch to it if it lacks nothing.
@@ -328,12 +338,12 @@ class Pipeline:
         tokens, cut = passages.tokens, passages.tokens_cut
         return Entry(generation, text_key, chunks, languages, tokens, cut, digest, passages.computed)
 
-    async def _forget_if_gone(self, job: Job, written: Mapping[str, Entry]) -> None:
+    async def _forget_if_gone(self, job: Job, generations: Sequence[Generation]) -> None:
         """A document that was deleted while we indexed it must not be found until its deletion runs."""
         document = await self._document(job)
         if document is None or document.status == "deleting":
-            for entry in written.values():
-                await self.store.replace(entry.generation.index, {str(job.document_id): []})
+            for generation in generations:
+                await self.store.replace(generation.index, {str(job.document_id): []})
 
 
 def _settled(

@@ -194,6 +194,11 @@ def new_job(
     }
 
 
+def repair_job(generation: Generation, document_id: str) -> dict[str, Any]:
+    """The row of a job that builds a document's live version anew where it lies already."""
+    return new_job("rebuild", generation.collection, document_id=document_id, generation_id=generation.id, queue="maintenance")
+
+
 def status_when_whole(receipt: Mapping[str, Any] | None) -> str:
     """Of a document of which the store holds all: is what was read of it good enough?"""
     return "needs_attention" if receipt and receipt.get("needs_attention") else "ready"

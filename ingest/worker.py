@@ -140,14 +140,13 @@ class Worker:
             await held.work
             log.info("job_done", **context)
         except LeaseLost:
-            log.warning("lease_lost", **context)
+            held.is_lost = True
         except asyncio.CancelledError:
             if not held.is_lost:
                 held.is_given_back = True
                 raise
-            log.warning("lease_lost", **context)
         except FootnoteError as exc:
-            await self._fail(job, {"code": exc.code, "detail": exc.message, "retryable": exc.retryable}, exc.retry_after)
+            await self._fail(held, {"code": exc.code, "detail": exc.message, "retryable": exc.retryable}, exc.retry_after)
         except Exception:
             log.exception("job_crashed", **context)
             error = {
@@ -155,18 +154,31 @@ class Worker:
                 "detail": "an unexpected error; the log of the worker has the details",
                 "retryable": True,
             }
-            await self._fail(job, error, None)
+            await self._fail(held, error, None)
         finally:
             held.work.cancel()
             await asyncio.gather(held.work, return_exceptions=True)
             if not held.is_given_back:
                 self._held.discard(held)
             self._ended.set()
+        if held.is_lost:
+            log.warning("lease_lost", **context)
+            await self._make_good(job)
 
-    async def _fail(self, job: Job, error: dict[str, Any], retry_after: float | None) -> None:
+    async def _make_good(self, job: Job) -> None:
+        try:
+            await self.pipeline.make_good(job)
+        except FootnoteError as exc:  # the next comparison of the store with the ledger finds what is wrong
+            log.warning("not_made_good", job_id=job.id, code=exc.code, detail=exc.message)
+
+    async def _fail(self, held: _Held, error: dict[str, Any], retry_after: float | None) -> None:
+        job = held.job
         try:
             state = await self.jobs.fail(job, error, retry_after=retry_after)
-        except (LeaseLost, FootnoteError) as exc:  # the lease runs out and another worker takes the job
+        except LeaseLost:
+            held.is_lost = True
+            return
+        except FootnoteError as exc:  # the lease runs out and another worker takes the job
             log.warning("job_not_settled", job_id=job.id, error=str(exc))
             return
         log.warning("job_failed", job_id=job.id, kind=job.kind, document_id=job.document_id, state=state, **error)

@@ -17,7 +17,9 @@ from app.client import open_client
 from app.settings import Settings
 from app.wiring import open_service, open_worker
 from ingest.records import Generation
+from retrieval.analysis import analyze
 from retrieval.stores import weaviate
+from retrieval.types import EmbeddedChunk
 from tests.app.test_cli import footnote, lines
 from tests.app.test_story import note
 from tests.contracts.behind import BehindLance, BehindWeaviate
@@ -241,3 +243,46 @@ async def hurt(data: Path, documents: dict[str, dict]) -> None:
             await behind.remove_chunks(index, documents[name]["id"])
         await behind.copy(index, documents["well.txt"]["id"], "doc_nobody")
         await service.files.discard([documents["organ.txt"]["sha256"]])
+
+
+async def test_what_a_worker_wrote_after_it_had_lost_its_job_is_made_good(place):
+    """It stood still in mid-work, another did the job meanwhile, one document was deleted and one replaced, and it went on."""
+    store, index = place.service.store, (await live(place)).index
+    deleted, replaced = place.ids["heron.txt"], place.ids["kiln.txt"]
+    found = await store.keyword(index, ["heron", "kiln"], 10)
+    late = {
+        each.chunk.document_id: [EmbeddedChunk(each.chunk, each.vector, " ".join(analyze(each.chunk.text, "en")))]
+        for each in found
+    }
+    assert set(late) == {deleted, replaced}
+    lost = {job["document_id"]: await place.service.jobs.job(job["id"]) for job in await jobs_of(place)}
+    new = "Kiln four was torn down in May."
+    async with working(place):
+        await place.client.call("DELETE", f"/documents/{deleted}")
+        body = {"documents": [note("kiln.txt", new)], "collection": place.collection}
+        await place.client.call("POST", "/ingest?wait=60", json=body)
+        await until_none_waits(place)
+    await store.replace(index, late)
+    assert {each.document_id for each in await store.scan(index)} >= {deleted, replaced}
+
+    async with open_worker(place.service) as worker:
+        for document_id in late:
+            await worker.pipeline.make_good(lost[document_id])
+    assert await store.count(index, deleted) == 0
+    async with working(place):
+        async with asyncio.timeout(60):
+            while [each.text for each in await store.scan(index, document_id=replaced)] != [new]:
+                await asyncio.sleep(0.05)
+        await until_none_waits(place)
+    assert await store.count(index, deleted) == 0
+    assert await statuses(place) == {"kiln.txt": "ready", "organ.txt": "ready", "well.txt": "ready"}
+
+
+async def jobs_of(place: SimpleNamespace) -> list[dict]:
+    return [each async for each in place.client.pages("/jobs", "jobs", collection=place.collection)]
+
+
+async def until_none_waits(place: SimpleNamespace) -> None:
+    async with asyncio.timeout(60):
+        while any((await place.service.jobs.depth()).values()):
+            await asyncio.sleep(0.05)

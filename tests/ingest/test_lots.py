@@ -174,6 +174,7 @@ class Ends:
     def __init__(self, db, gen) -> None:
         self.db, self.gen = db, gen
         self.began: list[str] = []
+        self.made_good: list[str] = []
 
     async def run(self, job, progress) -> None:
         name = (await self.db.catalog.document(job.document_id)).name
@@ -187,6 +188,9 @@ class Ends:
             case "slow.txt":
                 await asyncio.sleep(60)
         await self.db.jobs.settle_ingest(job, [entry(self.gen)], source())
+
+    async def make_good(self, job) -> None:
+        self.made_good.append(job.id)
 
     async def housekeep(self) -> None:
         """Nothing is kept."""
@@ -231,6 +235,7 @@ async def test_a_lost_job_stops_and_the_rest_of_its_lot_goes_on(db, tmp_path, mo
         while (await db.catalog.document(later.id)).status != "ready":
             await asyncio.sleep(0.05)
     assert (await db.jobs.job(accepted[0].job_id)).state == "cancelled"
+    assert pipeline.made_good == [accepted[0].job_id]
     stop.set()
     await asyncio.wait_for(running, 20)
     await broker.close()
