@@ -14,7 +14,8 @@ from retrieval.errors import ConfigurationError, FootnoteError, MissingDependenc
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
-    from langchain_core.messages import AIMessageChunk
+    from langchain_core.messages import BaseMessage
+    from langchain_core.outputs import ChatGenerationChunk
 
 log = structlog.get_logger(__name__)
 
@@ -36,9 +37,7 @@ class ChatModel:
     async def stream(self, messages: Sequence[Message]) -> AsyncGenerator[Piece, None]:
         model = await self._open()
         with _translated(self.name):
-            # Annotated as an iterator only, and a generator in truth: closing it hangs up on the server.
-            answer = cast("AsyncGenerator[AIMessageChunk, None]", model.astream([(m.role, m.content) for m in messages]))
-            async with aclosing(answer) as chunks:
+            async with aclosing(_answer(model, [(message.role, message.content) for message in messages])) as chunks:
                 while True:
                     async with asyncio.timeout(self.timeout_seconds):
                         chunk = await anext(chunks, None)
@@ -113,6 +112,26 @@ def open_chat(
             raise ConfigurationError(f"FOOTNOTE_LLM={name} cannot be opened: {exc}") from exc
 
     return ChatModel(name, build=build, window=window, max_tokens=max_tokens, timeout_seconds=timeout_seconds)
+
+
+async def _answer(model: BaseChatModel, messages: list[tuple[str, str]]) -> AsyncGenerator[BaseMessage, None]:
+    """What the model says, as it comes; closing it hangs up on the server.
+
+    By the method that each provider's class implements. The public `astream` around it keeps all chunks until the answer ends,
+    for callbacks that nobody here has set: 2 kB for each token of each answer that is open.
+    """
+    from langchain_core.language_models import BaseChatModel
+    from langchain_core.messages import convert_to_messages
+
+    kind = type(model)
+    if kind._astream is BaseChatModel._astream and kind._stream is BaseChatModel._stream:  # noqa: SLF001 - as LangChain asks it
+        yield await model.ainvoke(messages)  # it cannot stream
+        return
+    # Annotated as an iterator only, and a generator in truth.
+    chunks = cast("AsyncGenerator[ChatGenerationChunk, None]", model._astream(convert_to_messages(messages)))  # noqa: SLF001
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield chunk.message
 
 
 def _unbounded_client() -> Any:

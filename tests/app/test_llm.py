@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import secrets
 import subprocess
@@ -10,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import httpx
 import numpy as np
 import pytest
-from langchain_core.language_models.fake_chat_models import FakeListChatModel, GenericFakeChatModel
+from langchain_core.language_models.fake_chat_models import FakeChatModel, FakeListChatModel, GenericFakeChatModel
+from langchain_core.messages import AIMessageChunk
 
 from app.answer import Answerer, Delta, Event, Found
 from app.llm import LLM, Message
@@ -222,6 +225,18 @@ async def test_a_model_that_is_silent_for_too_long_is_unavailable():
 
 async def test_a_long_answer_may_take_longer_than_one_pause():
     assert await told(fake("Hello", sleep=0.05, timeout=0.2)) == "Hello"
+
+
+async def test_a_model_that_cannot_stream_says_all_at_once():
+    model = ChatModel("fake:whole", build=FakeChatModel, window=8192, max_tokens=100, timeout_seconds=20)
+    assert [piece.text async for piece in model.stream([Message("user", "Q?")])] == ["fake response"]
+
+
+async def test_what_was_said_is_not_kept_while_the_answer_goes_on():
+    async with aclosing(fake("x" * 300).stream([Message("user", "Q?")])) as pieces:
+        for _ in range(200):
+            await anext(pieces)
+        assert sum(type(each) is AIMessageChunk for each in gc.get_objects()) < 10
 
 
 async def test_the_chain_asks_the_next_model_before_the_first_word(service):
