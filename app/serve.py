@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +70,10 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
             close()
             children.stop()
 
+        keeping = asyncio.create_task(children.keep())
         with _signals(stop):
             serving = asyncio.create_task(_run(server, listener, refusal))
-            keeping = asyncio.create_task(children.keep(after=_taking_requests(server, serving)))
-            watch = asyncio.create_task(_announce(_taking_requests(server, serving), _url(settings, listener), ready))
+            watch = asyncio.create_task(_announce(server, serving, _url(settings, listener), ready))
             try:
                 await serving
             finally:
@@ -197,6 +197,7 @@ def _collect_seldom() -> None:
     """
 
     def settled() -> None:
+        gc.collect()  # once: what is garbage now would stay for good
         gc.freeze()
         gc.set_threshold(*COLLECT_AT)
         gc.enable()
@@ -228,16 +229,11 @@ def _url(settings: Settings, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
-async def _taking_requests(server: uvicorn.Server, serving: asyncio.Task[None]) -> bool:
-    """Whether it takes requests now; not if it ended before."""
-    while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
+async def _announce(server: Any, serving: asyncio.Task[None], url: str, ready: Callable[[str], Any] | None) -> None:
+    while not server.started:
+        if serving.done():
+            return
         await asyncio.sleep(0.02)
-    return server.started
-
-
-async def _announce(started: Awaitable[bool], url: str, ready: Callable[[str], Any] | None) -> None:
-    if not await started:
-        return
     log.info("ready", url=url, docs=f"{url}/docs")
     if ready is not None and asyncio.iscoroutine(result := ready(url)):
         await result
@@ -272,9 +268,8 @@ class Children:
         self._children: list[subprocess.Popen[bytes] | None] = [None] * len(wanted)
         self._stopping = asyncio.Event()
 
-    async def keep(self, *, after: Awaitable[object]) -> None:
-        """Have all of them running, `after` we have started (else they would slow that down), until told to stop."""
-        await after
+    async def keep(self) -> None:
+        """Have all of them running, until told to stop."""
         while not self._stopping.is_set():
             for slot, child in enumerate(self._children):
                 if child is None:
