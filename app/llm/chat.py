@@ -118,20 +118,21 @@ async def _answer(model: BaseChatModel, messages: list[tuple[str, str]]) -> Asyn
     """What the model says, as it comes; closing it hangs up on the server.
 
     By the method that each provider's class implements. The public `astream` around it keeps all chunks until the answer ends,
-    for callbacks that nobody here has set: 2 kB for each token of each answer that is open.
+    for its callbacks, LangSmith's tracing among them: 2 kB for each token of each answer that is open.
     """
-    from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import convert_to_messages
 
-    kind = type(model)
-    if kind._astream is BaseChatModel._astream and kind._stream is BaseChatModel._stream:  # noqa: SLF001 - as LangChain asks it
-        yield await model.ainvoke(messages)  # it cannot stream
+    if not model._should_stream(async_api=True, stream=True):  # noqa: SLF001 - as `astream` does
+        yield await model.ainvoke(messages)
         return
     # Annotated as an iterator only, and a generator in truth.
     chunks = cast("AsyncGenerator[ChatGenerationChunk, None]", model._astream(convert_to_messages(messages)))  # noqa: SLF001
     async with aclosing(chunks):
+        chunk = None
         async for chunk in chunks:
             yield chunk.message
+    if chunk is None:
+        raise ValueError("it ended its answer without a word, or does not speak this protocol")
 
 
 def _unbounded_client() -> Any:

@@ -232,6 +232,17 @@ async def test_a_model_that_cannot_stream_says_all_at_once():
     assert [piece.text async for piece in model.stream([Message("user", "Q?")])] == ["fake response"]
 
 
+async def test_a_model_that_is_told_not_to_stream_does_not():
+    assert [piece.text async for piece in fake("Hello", disable_streaming=True).stream([Message("user", "Q?")])] == ["Hello"]
+
+
+async def test_a_stream_without_a_word_is_no_answer(service):
+    with pytest.raises(ModelUnavailable, match="without a word"):
+        await told(fake(""))
+    chain = FallbackChain([fake("", name="fake:one"), fake("Vault A [1].", name="fake:two")])
+    assert (await answered(service, chain)).model == "fake:two"
+
+
 async def test_what_was_said_is_not_kept_while_the_answer_goes_on():
     async with aclosing(fake("x" * 300).stream([Message("user", "Q?")])) as pieces:
         for _ in range(200):
