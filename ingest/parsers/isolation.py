@@ -31,8 +31,9 @@ _TASKS_PER_PROCESS = 1000
 """After so many documents a process is replaced (0.1 s), so that what parsers leak is bounded."""
 _MAX_GROWTH = 256 * 1024 * 1024
 """And earlier when it keeps so many bytes more than it had at first."""
-_KILLED = {-signal.SIGKILL, 255}
-"""Exit codes of a process that was killed from outside, the second where its fork server was: no file does that by itself."""
+_KILLED = {-signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM, 255}
+"""Exit codes of a process that was killed from outside: Pebble's ends with the number of SIGTERM, and 255 is said of one whose
+fork server was killed."""
 _PATIENCE_SECONDS = 0.2
 _CLOSED = "The service is stopping; try again when it is back."
 
@@ -122,7 +123,7 @@ class ParserPool:
             if error.exitcode in _KILLED:
                 raise ParserKilled(
                     f"the process that read {where} was killed from outside, as a machine does that runs out of memory: "
-                    "it is tried again; if it happens again, give the worker more memory, or lower FOOTNOTE_INGEST_CONCURRENCY"
+                    "it is tried again; if it happens again, give the worker more memory"
                 ) from error
             raise UnreadableDocument(
                 f"{where} made its parser crash (exit code {error.exitcode}). "

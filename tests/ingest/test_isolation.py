@@ -105,11 +105,14 @@ async def test_a_file_that_crashes_its_parser_is_unreadable_and_others_go_on(poo
     assert await works(pool, tmp_path)
 
 
-async def test_a_parser_that_is_killed_from_outside_says_nothing_of_the_file(pool: ParserPool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_parser_that_is_killed_from_outside_says_nothing_of_the_file(
+    pool: ParserPool, tmp_path: Path, how: signal.Signals
+) -> None:
     parser = await pool._run(os.getpid)
     parsing = asyncio.create_task(pool.parse(write(tmp_path, "slow.html", SLOW), "slow.html", HTML))
     await asyncio.sleep(1)
-    os.kill(parser, signal.SIGKILL)
+    os.kill(parser, how)
     with pytest.raises(ParserKilled, match="killed from outside") as caught:
         await parsing
     assert caught.value.retryable
