@@ -199,7 +199,10 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=5_000, help="chunks of one write")
     parser.add_argument("--writers", type=int, default=2)
     parser.add_argument("--questions", type=int, default=200)
-    asyncio.run(measure(parser.parse_args()))
+    args = parser.parse_args()
+    if any(size % args.block for size in args.sizes):
+        parser.error(f"--sizes: multiples of --block ({args.block:,})")
+    asyncio.run(measure(args))
 
 
 if __name__ == "__main__":

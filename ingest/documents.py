@@ -295,8 +295,8 @@ async def note_repaired(connection: AsyncConnection, document_id: str) -> None:
     if row is not None:
         values = {"status": status_when_whole(row.receipt), "error": None, "updated_at": time()}
         await connection.execute(sa.update(documents).where(degraded).values(**values))
-    mended = sa.update(passes).where(passes.c.name == "indexes").values(mended=passes.c.mended + 1)
-    await connection.execute(mended)
+        mended = sa.update(passes).where(passes.c.name == "indexes").values(mended=passes.c.mended + 1)
+        await connection.execute(mended)
 
 
 async def note_unrepaired(connection: AsyncConnection, document_id: str, error: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from ingest.documents import (
     write_entries,
 )
 from ingest.notices import write_notice
-from ingest.records import FINAL, Entry, Generation, Upload, new_job, repair_job
+from ingest.records import FINAL, QUEUE_OF, Entry, Generation, Upload, new_job, repair_job
 from ingest.schema import collections, documents, entries, jobs
 from ingest.together import Together
 from retrieval.errors import CatalogUnavailable, FilesRejected, FilesUnavailable, JobNotCancellable, JobNotFound, StorageFull
@@ -436,9 +436,13 @@ class Jobs:
                 await add_jobs(connection, rows)
 
     async def rebuild_again(self, generations: Sequence[Generation], document_id: str) -> None:
-        """Queue a document's rebuilding in each of these, behind the jobs of it that run."""
+        """Queue a document's rebuilding in each of these, behind the jobs of it that run; once, however often it is called."""
+        waiting = sa.select(jobs.c.generation_id).where(
+            jobs.c.kind == "rebuild", jobs.c.document_id == document_id, jobs.c.state == "queued"
+        )
         async with self.database.writing() as connection:
-            await add_jobs(connection, [repair_job(generation, document_id) for generation in generations])
+            known = set((await connection.execute(waiting)).scalars())
+            await add_jobs(connection, [repair_job(each, document_id) for each in generations if each.id not in known])
 
     async def rebuilds(self, generation: Generation) -> dict[str, int]:
         """How many of a re-index's documents are in which state."""
@@ -483,7 +487,7 @@ class Jobs:
         """How many of these jobs are not at their end, and of those for the documents that came out of theirs."""
         tree = below(sa.select(jobs.c.document_id).where(jobs.c.id.in_(job_ids)))
         own = jobs.c.id.in_(job_ids)
-        of_parts = sa.and_(jobs.c.document_id.in_(sa.select(tree.c.id)), jobs.c.id.not_in(job_ids))
+        of_parts = sa.and_(jobs.c.document_id.in_(sa.select(tree.c.id)), jobs.c.id.not_in(job_ids), jobs.c.kind != "rebuild")
         count = sa.select(_COUNT).select_from(jobs).where(jobs.c.state.in_(["queued", "running"]))
         # Two counts, as an index serves each but not both in one.
         counts = [await self.database.scalars(count.where(these)) for these in (own, of_parts)]
@@ -623,7 +627,8 @@ def _outcome(settlement: _Settlement, document: Mapping[Any, Any] | None, live: 
 
 
 def _rebuild_of(generation: Generation) -> sa.ColumnElement[bool]:
-    return sa.and_(jobs.c.kind == "rebuild", jobs.c.generation_id == generation.id)
+    """Of a re-index: a repair of the same document and generation stands in another queue, and is none of its business."""
+    return sa.and_(jobs.c.kind == "rebuild", jobs.c.generation_id == generation.id, jobs.c.queue == QUEUE_OF["rebuild"])
 
 
 def _job(row: Mapping[Any, Any]) -> Job:

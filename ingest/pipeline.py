@@ -35,6 +35,8 @@ NO_TEXT = "no text was found in it, so no question can find it; if it shows text
 DISK_SECONDS = 2.0
 """So long a worker holds a job back while the disk is full: enough that the queue is not turned over all the time."""
 STORE_SECONDS = 1.0
+STORING = "storing"
+"""The stage from which on the store may hold what a job has read."""
 WAITING_FOR_DISK, WAITING_FOR_STORE = "waiting for disk", "waiting for store"
 """Stages, of which the catalog holds 20 characters."""
 REMOVALS = 4
@@ -173,14 +175,15 @@ class Pipeline:
         await self.catalog.remove_blobs([*before], self.files.discard)
 
     async def make_good(self, job: Job) -> None:
-        """After the loss of a job: a worker that stood still may have written what it had read over what came after it.
+        """A lost job had begun to write: that may have come after what others wrote who have it now, or have cancelled it.
 
-        Nothing of a document that is gone may be found; of one that stays, its live version is built anew behind all others.
+        The live version, or nothing where there is none, is written again behind all jobs of the document that run; one that
+        is gone is removed at once.
         """
-        if job.kind in {"ingest", "rebuild"}:
-            generations = await self.catalog.generations(job.collection)
-            await self._forget_if_gone(job, generations)
-            await self.jobs.rebuild_again(generations, str(job.document_id))
+        found = await self.catalog.generations(job.collection)
+        generations = [each for each in found if job.generation_id in {None, each.id}]
+        await self.jobs.rebuild_again(generations, str(job.document_id))
+        await self._forget_if_gone(job, generations)
 
     async def reindex(self, job: Job) -> None:
         """One step of a re-index: queue what the new generation lacks, or switch to it if it lacks nothing.
@@ -329,7 +332,7 @@ class Pipeline:
             await passages.add(portion)
         text_key = await self.files.put_text((await reading.whole()).text)
         chunks = len(passages.embedded)
-        progress("storing", chunks, chunks)
+        progress(STORING, chunks, chunks)
         if not chunks:
             await self.store.create(generation.index)  # which else the first write does
         await self.store.replace(generation.index, {source.id: passages.embedded})

@@ -17,7 +17,7 @@ from ingest.brokers import Broker
 from ingest.claims import Turns
 from ingest.jobs import Beat, Job, Jobs, LeaseLost
 from ingest.pace import Meter
-from ingest.pipeline import Pipeline
+from ingest.pipeline import STORING, Pipeline
 from ingest.records import QUEUES
 from retrieval.errors import FootnoteError
 
@@ -163,13 +163,15 @@ class Worker:
             self._ended.set()
         if held.is_lost:
             log.warning("lease_lost", **context)
-            await self._make_good(job)
+            await self._make_good(held)
 
-    async def _make_good(self, job: Job) -> None:
+    async def _make_good(self, held: _Held) -> None:
+        """Where that fails, or we are killed before, the next comparison of the store with the ledger finds what is wrong."""
         try:
-            await self.pipeline.make_good(job)
-        except FootnoteError as exc:  # the next comparison of the store with the ledger finds what is wrong
-            log.warning("not_made_good", job_id=job.id, code=exc.code, detail=exc.message)
+            if held.has_stored:
+                await self.pipeline.make_good(held.job)
+        except Exception:
+            log.exception("not_made_good", job_id=held.job.id)
 
     async def _fail(self, held: _Held, error: dict[str, Any], retry_after: float | None) -> None:
         job = held.job
@@ -199,6 +201,7 @@ class _Held:
         self.job = job
         self.share = share
         self.is_lost = False
+        self.has_stored = False
         self.is_given_back = False
         """The worker is going: its jobs are given back when all have stopped."""
         self.work: asyncio.Task[None] | None = None
@@ -207,6 +210,7 @@ class _Held:
 
     def note(self, stage: str, done: int, total: int | None) -> None:
         self._progress = (stage, done, total)
+        self.has_stored = self.has_stored or stage == STORING
 
     def beat(self, now: float) -> Beat:
         return Beat(self.job, *self._progress, rate=self._meter.rate(self._progress[1], now))

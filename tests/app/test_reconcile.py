@@ -245,7 +245,7 @@ async def hurt(data: Path, documents: dict[str, dict]) -> None:
         await service.files.discard([documents["organ.txt"]["sha256"]])
 
 
-async def test_what_a_worker_wrote_after_it_had_lost_its_job_is_made_good(place):
+async def test_what_is_written_late_for_a_lost_job_is_made_good(place):
     """It stood still in mid-work, another did the job meanwhile, one document was deleted and one replaced, and it went on."""
     store, index = place.service.store, (await live(place)).index
     deleted, replaced = place.ids["heron.txt"], place.ids["kiln.txt"]

@@ -12,7 +12,7 @@ from ingest.claims import LOT, LOT_BYTES, Turns
 from ingest.database import Database
 from ingest.documents import OriginalVanished
 from ingest.jobs import Beat, LeaseLost
-from ingest.pipeline import WAITING_FOR_DISK, WAITING_FOR_STORE
+from ingest.pipeline import STORING, WAITING_FOR_DISK, WAITING_FOR_STORE
 from ingest.records import Upload
 from ingest.worker import Worker
 from retrieval.errors import UnreadableDocument
@@ -187,6 +187,12 @@ class Ends:
                 raise ZeroDivisionError
             case "slow.txt":
                 await asyncio.sleep(60)
+            case "late.txt":
+                progress(STORING, 2, 2)
+                await asyncio.sleep(60)
+            case "overtaken.txt":
+                progress(STORING, 2, 2)
+                await self.db.jobs.cancel(job.id)
         await self.db.jobs.settle_ingest(job, [entry(self.gen)], source())
 
     async def make_good(self, job) -> None:
@@ -222,20 +228,22 @@ async def test_a_worker_ends_a_lot_job_by_job_and_gives_back_the_rest(db, tmp_pa
 
 async def test_a_lost_job_stops_and_the_rest_of_its_lot_goes_on(db, tmp_path, monkeypatch):
     monkeypatch.setattr("ingest.worker.BEAT_SECONDS", 0.1)
-    accepted = await accept(db, upload("slow.txt"), upload("good.txt"))
+    accepted = await accept(db, *map(upload, ("slow.txt", "good.txt", "late.txt", "overtaken.txt")))
     pipeline, stop = Ends(db, await generation(db)), asyncio.Event()
     broker = await open_local(f"local:{tmp_path}/wake")
     worker = Worker(db.jobs, pipeline, broker, concurrency=1)
     running = asyncio.create_task(worker.run(stop))
     async with asyncio.timeout(20):
-        while (await db.catalog.document(accepted[1].id)).status != "ready" or "slow.txt" not in pipeline.began:
+        while (await db.catalog.document(accepted[1].id)).status != "ready" or len(pipeline.began) < len(accepted):
             await asyncio.sleep(0.05)
         await db.jobs.cancel(accepted[0].job_id)
+        await db.jobs.cancel(accepted[2].job_id)
         [later] = await accept(db, upload("later.txt"))  # there is room for one lot: the lost job's must have ended
         while (await db.catalog.document(later.id)).status != "ready":
             await asyncio.sleep(0.05)
     assert (await db.jobs.job(accepted[0].job_id)).state == "cancelled"
-    assert pipeline.made_good == [accepted[0].job_id]
+    # One lost by its beat and one as it was settled; the slow one had not begun to write.
+    assert sorted(pipeline.made_good) == sorted([accepted[2].job_id, accepted[3].job_id])
     stop.set()
     await asyncio.wait_for(running, 20)
     await broker.close()

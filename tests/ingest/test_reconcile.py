@@ -312,3 +312,15 @@ async def test_nothing_is_settled_whose_text_was_removed(place):
     with pytest.raises(OriginalVanished):
         await settle(place, job, entry)
     assert (await place.catalog.document(document_id)).status == "processing"
+
+
+async def test_a_repair_is_queued_once_and_the_end_of_a_reindex_leaves_it(place):
+    document_id = await ingested(place)
+    for _ in range(2):
+        await place.jobs.rebuild_again([place.gen], document_id)
+    assert await place.jobs.rebuilds(place.gen) == {}, "it would count as a document of a re-index"
+    await place.jobs.forget_rebuilds(place.gen)
+    job = await place.jobs.claim("w")
+    assert (job.kind, job.document_id, job.generation_id) == ("rebuild", document_id, place.gen.id)
+    await place.jobs.succeed(job)
+    assert await place.jobs.claim("w") is None
