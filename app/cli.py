@@ -86,14 +86,13 @@ def serve(
     if demo:
         os.environ.setdefault("FOOTNOTE_LOG_LEVEL", "warning")  # of the workers too: the answer is what shall be seen
     settings = _settings(host=host, port=port, workers=workers)  # before imports that take seconds
-    from app.demo import show
     from app.serve import serve as run
     from app.serve import serve_beside
 
     if listener is not None and parent is not None:
         _serve(settings, serve_beside(settings, listener=listener, parent=parent))
         return
-    _serve(settings, run(settings, ready=show if demo else None))
+    _serve(settings, run(settings, ready=import_module("app.demo").show if demo else None))
 
 
 @cli.command(epilog="Example: FOOTNOTE_CATALOG_URL=postgresql+asyncpg://... footnote worker --queues ingest,delete")

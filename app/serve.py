@@ -111,7 +111,9 @@ def _web_server(settings: Settings) -> tuple[uvicorn.Server, Callable[[], None],
 
     app = create_app(settings)
     drain = max(1, int(settings.drain_seconds))
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=drain, server_header=False)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=drain, server_header=False
+    )
     server = uvicorn.Server(config)
     # uvicorn's own handling ends the process by the signal, before our children have stopped, and not with exit code 0.
     server.capture_signals = nullcontext  # type: ignore[method-assign,assignment]

@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import httpx
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,6 +25,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ingest.database import Database, new_id
 from ingest.schema import documents, notices
 from retrieval.errors import FootnoteError
+
+if TYPE_CHECKING:
+    import httpx  # only a courier needs it, and this module is part of every start
 
 IDLE_SECONDS = 1.0
 AT_ONCE = 8
@@ -126,6 +128,8 @@ class Courier:
         self._timeout = timeout_seconds
 
     async def run(self) -> None:
+        import httpx
+
         async with httpx.AsyncClient(timeout=self._timeout, follow_redirects=False) as http:
             while True:
                 try:
@@ -160,6 +164,8 @@ class Courier:
             return [Notice(*row) for row in rows]
 
     async def _send(self, http: httpx.AsyncClient, notice: Notice) -> None:
+        import httpx
+
         try:
             refusal, retry_after = await self._post(http, notice)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as exc:

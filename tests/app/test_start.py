@@ -21,6 +21,8 @@ HEAVY = {
     "py3langid",
     "weaviate",
     "pypdfium2",
+    "asyncpg",
+    "httpx",
 }
 OPEN = """
 import asyncio, json, sys, tempfile
