@@ -34,6 +34,9 @@ _MAX_GROWTH = 256 * 1024 * 1024
 _KILLED = {-signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM, 255}
 """Exit codes of a process that was killed from outside: Pebble's ends with the number of SIGTERM, and 255 is said of one whose
 fork server was killed."""
+_LOOK_SECONDS = 1.0
+_STUCK_SECONDS = 30.0
+"""After so long in which tasks waited and none ran, a pool is taken for broken; processes start in two."""
 _PATIENCE_SECONDS = 0.2
 _CLOSED = "The service is stopping; try again when it is back."
 
@@ -119,38 +122,74 @@ class ParserPool:
             raise ParseTimeout(
                 f"{where} could not be read within {self._timeout:g} s. Split it, or save it in a simpler format."
             ) from error
-        except ProcessExpired as error:
-            if error.exitcode in _KILLED:
+        except (ProcessExpired, BrokenProcessPool) as error:
+            code = error.exitcode if isinstance(error, ProcessExpired) else None
+            if code is None or code in _KILLED:
                 raise ParserKilled(
                     f"the process that read {where} was killed from outside, as a machine does that runs out of memory: "
                     "it is tried again; if it happens again, give the worker more memory"
                 ) from error
             raise UnreadableDocument(
-                f"{where} made its parser crash (exit code {error.exitcode}). "
+                f"{where} made its parser crash (exit code {code}). "
                 "It is damaged, or needs too much memory: open and save it again."
             ) from error
 
     async def _run(self, function: Callable[..., T], *arguments: object) -> T:
-        # Scheduling starts the fork server the first time, and that blocks until the parsers are loaded.
-        future = await asyncio.to_thread(self._schedule, function, arguments)
-        try:
-            return await asyncio.wrap_future(future)
-        except BrokenProcessPool:  # all processes were killed from outside while this waited for its turn
-            return await asyncio.wrap_future(await asyncio.to_thread(self._schedule, function, arguments))
+        for again in (True, False):
+            try:
+                # Scheduling starts the fork server the first time, and that blocks until the parsers are loaded.
+                pool, future = await asyncio.to_thread(self._schedule, function, arguments)
+                return await self._outcome(pool, future)
+            except BrokenProcessPool:  # all processes were killed from outside while this waited for its turn
+                if not again:
+                    raise
+        raise AssertionError("unreachable")
 
-    def _schedule(self, function: Callable[..., T], arguments: tuple[object, ...]) -> Future[T]:
+    async def _outcome(self, pool: ProcessPool, future: Future[T]) -> T:
+        """What a task comes to. Raises `BrokenProcessPool` also where Pebble would let it wait: a pool whose processes all died
+        forgets the tasks that it had not handed out, and one that was killed while it took a task leaves a lock that is never
+        released.
+        """
+        waiting = asyncio.wrap_future(future)
+        stood = 0.0
+        try:
+            while not (await asyncio.wait({waiting}, timeout=_LOOK_SECONDS))[0]:
+                stood = 0.0 if any(each.running() for each in tuple(self._running)) else stood + _LOOK_SECONDS
+                if stood >= _STUCK_SECONDS or not pool.active:
+                    await asyncio.to_thread(self._drop, pool)
+                    raise BrokenProcessPool
+            return waiting.result()
+        finally:
+            waiting.cancel()
+            self._running.discard(future)
+
+    def _schedule(self, function: Callable[..., T], arguments: tuple[object, ...]) -> tuple[ProcessPool, Future[T]]:
         with self._opening, _spared_from_ctrl_c():
             if self._closed:
                 raise Overloaded(_CLOSED)
-            if self._pool is not None and not self._pool.active:  # all its processes were killed from outside: begin again
-                self._end(self._pool)
-                self._pool = None
             if self._pool is None:
                 self._pool = self._open()
-            future: Future[T] = self._pool.schedule(function, args=arguments, timeout=self._timeout)
+            pool = self._pool
+            try:
+                future: Future[T] = pool.schedule(function, args=arguments, timeout=self._timeout)
+            except RuntimeError as error:  # its processes were killed from outside, or could not be started: begin again
+                self._pool = None
+                self._end_beside(pool)
+                raise BrokenProcessPool from error
             self._running.add(future)
             future.add_done_callback(self._running.discard)
-            return future
+            return pool, future
+
+    def _drop(self, pool: ProcessPool) -> None:
+        """The next task gets a new pool."""
+        with self._opening:
+            if self._pool is pool:
+                self._pool = None
+                self._end_beside(pool)
+
+    def _end_beside(self, pool: ProcessPool) -> None:
+        """On a thread of its own, as what is broken may take minutes to end."""
+        threading.Thread(target=self._end, args=(pool,), name="parsers end", daemon=True).start()
 
     async def close(self) -> None:
         """Kill running parses and end all processes; idempotent. Who waits for a parse gets `Overloaded`: it may be retried."""

@@ -119,6 +119,38 @@ async def test_a_parser_that_is_killed_from_outside_says_nothing_of_the_file(
     assert await works(pool, tmp_path)
 
 
+async def test_a_lock_that_a_killed_process_held_is_not_waited_for(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ingest.parsers.isolation._STUCK_SECONDS", 3.0)
+    pool = ParserPool(workers=1)
+    try:
+        await pool.warm()
+        assert pool._pool is not None
+        assert pool._pool._pool_manager.worker_manager.workers_channel.mutex.acquire(timeout=5)
+        began = time.monotonic()
+        assert await works(pool, tmp_path)
+        assert time.monotonic() - began < 30
+    finally:
+        await pool.close()
+
+
+async def test_no_task_waits_for_ever_where_all_processes_are_killed_again_and_again(tmp_path: Path) -> None:
+    pool, file = ParserPool(workers=2), write(tmp_path, "a.txt", b"a beacon blinks")
+    try:
+        await pool.warm()
+        parses = [asyncio.create_task(pool.parse(file, "a.txt", TEXT)) for _ in range(200)]
+        for _ in range(5):
+            for child in psutil.Process().children(recursive=True):
+                if "forkserver" in " ".join(child.cmdline()):  # and what it forked; not the resource tracker, which warns
+                    child.kill()
+            await asyncio.sleep(0.3)
+        async with asyncio.timeout(100):
+            ends = await asyncio.gather(*parses, return_exceptions=True)
+        assert {type(end) for end in ends} <= {Parsed, ParserKilled}
+        assert await works(pool, tmp_path)
+    finally:
+        await pool.close()
+
+
 async def test_cancelling_kills_the_parse(pool: ParserPool, tmp_path: Path) -> None:
     task = asyncio.create_task(pool.parse(write(tmp_path, "slow.html", SLOW), "slow.html", HTML))
     await asyncio.sleep(1)
