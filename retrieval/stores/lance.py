@@ -61,11 +61,15 @@ TIDY_COMMITS = 32
 """Commits after which the table's small files are merged at once."""
 TIDY_DELAY = 3.0
 """Seconds after the last commit when they are merged anyway."""
+HELD_UP_ROWS = 100_000
+"""A merge of so many rows at most may hold up the writers who keep it from ending: the index of a million takes minutes."""
 KEEP_VERSIONS = timedelta(minutes=10)
 """How long a reader may go on with the version that it opened."""
 VECTOR_INDEX_ROWS = 20_000
 """Rows from which a table gets a vector index: below, a flat scan is exact and as fast."""
-INDEX_CACHE_BYTES = 512 * 1024 * 1024
+INDEX_CACHE_BYTES = 2 * 1024 * 1024 * 1024
+"""At most, and taken only by large indexes: that of a million vectors takes 0.6 GB. Where it does not fit, each search reads it
+again, in 130 to 450 ms instead of 22."""
 METADATA_CACHE_BYTES = 16 * 1024 * 1024
 """LanceDB would keep 1 GiB of what it read of old versions, and counts a fourth of what that takes: workers grew by 0.2 MB a
 commit."""
@@ -385,6 +389,8 @@ class LanceStore:
             except RuntimeError as exc:
                 if not is_conflict(exc):
                     raise
+                if await table.count_rows() > HELD_UP_ROWS:
+                    return  # after the next commits, or when all is quiet
                 async with self._turn(name):  # writers kept getting in first
                     await table.optimize(cleanup_older_than=KEEP_VERSIONS)
 
