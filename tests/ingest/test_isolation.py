@@ -140,8 +140,9 @@ async def test_no_task_waits_for_ever_where_all_processes_are_killed_again_and_a
         parses = [asyncio.create_task(pool.parse(file, "a.txt", TEXT)) for _ in range(200)]
         for _ in range(5):
             for child in psutil.Process().children(recursive=True):
-                if "forkserver" in " ".join(child.cmdline()):  # and what it forked; not the resource tracker, which warns
-                    child.kill()
+                with contextlib.suppress(psutil.Error):  # it is dead already
+                    if "forkserver" in " ".join(child.cmdline()):  # and what it forked; not the resource tracker, which warns
+                        child.kill()
             await asyncio.sleep(0.3)
         async with asyncio.timeout(100):
             ends = await asyncio.gather(*parses, return_exceptions=True)
