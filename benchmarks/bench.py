@@ -150,7 +150,8 @@ def uv() -> str:
 
 
 def offline() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "ANONYMIZED_TELEMETRY": "False"}
+    switches = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "ANONYMIZED_TELEMETRY": "False"}
+    return {**os.environ, **switches, "PYTHONDONTWRITEBYTECODE": ""}  # else a peer compiles itself at each start, in 5 s
 
 
 def spawn(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
