@@ -10,7 +10,7 @@ import signal
 def main() -> None:
     """Run a verb. Ctrl-C while its modules are still being loaded ends it like any program, without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    gc.disable()  # what is imported is no garbage, and looking for some takes a tenth of the start; the verbs turn it on again
+    gc.disable()  # what is imported is no garbage, and looking for some takes a tenth of the start; each verb turns it on again
     # numpy multiplies nothing here that is worth a second thread, and one that finds all cores busy spins for milliseconds.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from app.cli import main as run

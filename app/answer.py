@@ -329,7 +329,7 @@ def coverage(question: str, hits: Sequence[Hit], languages: Collection[str]) -> 
 
 
 @lru_cache(maxsize=256)
-def _terms(headings: Sequence[str], text: str, language: str | None) -> frozenset[str]:
+def _terms(headings: tuple[str, ...], text: str, language: str | None) -> frozenset[str]:
     """Of one passage: it is looked at for the question and each of its clauses, and found by other questions too."""
     return frozenset(analyze("\n".join((*headings, text)), language))
 
