@@ -11,7 +11,7 @@ import structlog
 from app.api.open import job_out
 from app.schemas import JobOut
 from app.wiring import Service
-from ingest.jobs import Job
+from ingest.job_rows import Job
 from ingest.records import FINAL
 from retrieval.errors import FootnoteError, JobNotFound
 

@@ -28,7 +28,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from ingest.brokers import open_broker
 from ingest.database import Database, open_database
 from ingest.documents import add_jobs
-from ingest.jobs import Job, Jobs
+from ingest.job_rows import Job
+from ingest.jobs import Jobs
 from ingest.records import new_job
 from ingest.worker import Worker
 

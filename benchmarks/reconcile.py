@@ -62,7 +62,7 @@ async def measure(url: str, documents: int, chunks: int, folder: Path) -> None:
         await store.replace(generation.index, {job.document_id: rows})
         source = {"status": "ready", "receipt": {}, "version": 1, "sha256": upload.sha256, "media_type": "text/plain"}
         entry = Entry(generation, f"{number:064}", chunks, frozenset(), digest=digest_of(rows))
-        await jobs.settle_ingest(job, [entry], source)
+        await jobs.settle.ingest(job, [entry], source)
     reconciler = Reconciler(catalog=catalog, ledger=Ledger(database), files=Files(Folder(folder)), store=store)
     await reconciler.ledger.compared(generation)
     began, cpu = time.perf_counter(), time.process_time()

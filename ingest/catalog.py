@@ -97,9 +97,7 @@ class Catalog:
         """Raises `CollectionNotFound`."""
         found = await self._collections(sa.and_(collections.c.name == name), limit=1)
         if not found:
-            raise CollectionNotFound(
-                f"there is no collection {name!r}; GET /collections lists them, and the first ingest creates one"
-            )
+            raise _no_collection(name)
         return found[0]
 
     async def has_collection(self, name: str) -> bool:
@@ -112,9 +110,7 @@ class Catalog:
         """What readers of the collection search; None while nothing was ever indexed. Raises `CollectionNotFound`."""
         row = await self.database.first(_LIVE, {"collection": collection})
         if row is None:
-            raise CollectionNotFound(
-                f"there is no collection {collection!r}; GET /collections lists them, and the first ingest creates one"
-            )
+            raise _no_collection(collection)
         return generation_of(row) if row["id"] else None
 
     async def revise(self, index: Index) -> None:
@@ -554,5 +550,12 @@ def _held() -> tuple[sa.Label[int], sa.Label[int]]:
     return documents.scalar_subquery().label("documents"), chunks.scalar_subquery().label("chunks")
 
 
+def _no_collection(name: str) -> CollectionNotFound:
+    return CollectionNotFound(
+        f"there is no collection {name!r}; `footnote collections` or GET /collections lists them, and the first ingest into "
+        "one creates it"
+    )
+
+
 def _no_document(document_id: str) -> DocumentNotFound:
-    return DocumentNotFound(f"there is no document {document_id!r}; GET /documents lists them")
+    return DocumentNotFound(f"there is no document {document_id!r}; `footnote documents` or GET /documents lists them")

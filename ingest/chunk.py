@@ -18,8 +18,6 @@ from ingest.parsers import SEPARATOR, Block, Parsed
 from retrieval.embedders import Tokenizer
 from retrieval.sentences import sentences
 
-_VERSION = 3
-"""Part of every identity: raise it when the same settings begin to cut elsewhere."""
 BEST_SIZE = 160
 """Tokens: longer passages show a reader more that does not answer, shorter ones part what belongs together (decision 0006)."""
 _RUN = 200_000
@@ -46,9 +44,14 @@ class Chunking:
     context: bool = True
     """Whether titles and table headers are embedded with the passage."""
 
-    def identity(self) -> str:
-        """The same for the same cuts: settings and version of the rules."""
-        return f"structure-{_VERSION}:size={self.size}:overlap={self.overlap}:context={int(self.context)}"
+    def __str__(self) -> str:
+        """For people."""
+        overlap = f", {self.overlap} of them again" if self.overlap else ""
+        return f"{self.size or BEST_SIZE} tokens{overlap}{'' if self.context else ', without titles'}"
+
+    def cuts_like(self, other: Chunking) -> bool:
+        """Whether a document's passages are the same by both."""
+        return str(self) == str(other)
 
 
 @dataclass(frozen=True, slots=True)

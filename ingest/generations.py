@@ -91,8 +91,8 @@ class Generations:
                 changes.append(f"embedding model {generation.embedder} -> {embedder.spec}")
             elif generation.schema != schema_of(embedder):
                 changes.append("lexical analysis")
-            if chunking is not None and chunking != generation.chunking:
-                changes.append(f"chunking {generation.chunking.identity()} -> {chunking.identity()}")
+            if chunking is not None and not chunking.cuts_like(generation.chunking):
+                changes.append(f"chunks of {generation.chunking} -> {chunking}")
         return Plan(collection.name, collection.documents, collection.chunks, embedder.spec, tuple(changes))
 
     async def begin(self, collection: Collection, *, spec: str | None, chunking: Chunking | None = None) -> Generation:

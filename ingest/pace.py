@@ -9,7 +9,7 @@ from time import time
 import sqlalchemy as sa
 
 from ingest.database import Database
-from ingest.jobs import Job
+from ingest.job_rows import Job
 from ingest.records import QUEUES
 from ingest.schema import jobs
 

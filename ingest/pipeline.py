@@ -18,13 +18,15 @@ from ingest.documents import MAX_DEPTH, MAX_PART_BYTES, MAX_PARTS, Room
 from ingest.embedding_cache import EmbeddingCache
 from ingest.files import Files
 from ingest.generations import Generations
-from ingest.jobs import Job, Jobs, Outcome
+from ingest.job_rows import Job
+from ingest.jobs import Jobs
 from ingest.parsers import HEAD_BYTES, Parsed, detect
 from ingest.parsers.isolation import ParserPool
 from ingest.parts import UNKNOWN, keep_parts
 from ingest.passages import Passages, Progress, Source
 from ingest.reading import Reading
 from ingest.records import Document, Entry, Generation, Upload, status_when_whole
+from ingest.settling import Outcome
 from ingest.together import Together
 from retrieval.digest import digest_of
 from retrieval.embedders import Embedder
@@ -120,7 +122,7 @@ class Pipeline:
         """Parse the newest version, write it to the live and to every building generation, then settle."""
         document = await self._document(job)
         if document is None or document.version != job.version or document.status == "deleting":
-            await self.jobs.settle_ingest(job, [], {})
+            await self.jobs.settle.ingest(job, [], {})
             return
         source = await self._source(document)
         before = await self.catalog.blobs_of(source.id) if source.version > 1 else ()
@@ -151,7 +153,7 @@ class Pipeline:
             return
         for generation in await self.catalog.generations(job.collection):
             await self.store.replace(generation.index, {str(job.document_id): []})
-        blobs = await self.jobs.settle_delete(job)
+        blobs = await self.jobs.settle.delete(job)
         async with self._removing:
             await self.catalog.remove_blobs(blobs, self.files.discard)
 
@@ -170,7 +172,7 @@ class Pipeline:
         with self.files.scratch() as scratch:
             async with self._reading(source, progress, scratch) as reading:
                 entry = await self._index(source, reading, generation, embedder, progress)
-        if await self.jobs.settle_rebuild(job, entry, source.place(), texts=self.files.has_texts) == "superseded":
+        if await self.jobs.settle.rebuild(job, entry, source.place(), texts=self.files.has_texts) == "superseded":
             await self._forget_if_gone(job, [generation])
         await self.catalog.remove_blobs([*before], self.files.discard)
 
@@ -321,7 +323,7 @@ class Pipeline:
         entries = list(written.values())
         settled = _settled(source, parsed, parts, max(entries, key=lambda entry: entry.chunks), watch.seconds())
         exist, texts = self.files.has_originals, self.files.has_texts
-        return await self.jobs.settle_ingest(job, entries, settled, parts, exist=exist, texts=texts)
+        return await self.jobs.settle.ingest(job, entries, settled, parts, exist=exist, texts=texts)
 
     async def _index(
         self, source: Source, reading: Reading, generation: Generation, embedder: Embedder, progress: Progress

@@ -15,7 +15,8 @@ import structlog
 
 from ingest.brokers import Broker
 from ingest.claims import Turns
-from ingest.jobs import Beat, Job, Jobs, LeaseLost
+from ingest.job_rows import Job, LeaseLost
+from ingest.jobs import Beat, Jobs
 from ingest.pace import Meter
 from ingest.pipeline import STORING, Pipeline
 from ingest.records import QUEUES

@@ -10,7 +10,7 @@ from fastapi import Depends, Query, Request
 from app.schemas import CollectionOut, DocumentOut, Error, JobOut, Receipt
 from app.wiring import Service
 from ingest.documents import Room
-from ingest.jobs import Job
+from ingest.job_rows import Job
 from ingest.records import Collection, Document
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,12 @@ class ModelFolder:
 
 
 def file_hash(file: Path) -> str:
-    """SHA-256 in hex."""
+    """SHA-256 in hex. A file that has not changed is read once: a start asks twice for the default model's weights."""
+    now = file.stat()
+    return _hash_of(file, now.st_ino, now.st_size, now.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _hash_of(file: Path, *_: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,7 +1,9 @@
 """`import lancedb` without what an embedded store never calls: its client of remote catalogs, and pandas.
 
 That client is two hundred generated pydantic models, more than half of the import's 2.6 s of CPU in each of our processes;
-pandas, which LanceDB asks for and can do without, is half of the rest, and 70 MB. Import LanceDB through this module only.
+pandas, which LanceDB asks for and can do without, is half of the rest, and 70 MB. On Python 3.11 a further third of what is
+left is a package that checks at each decorated method what type checkers check; from 3.12 on LanceDB does without it too.
+Import LanceDB through this module only.
 """
 
 from __future__ import annotations
@@ -37,6 +39,12 @@ class _StandIns(MetaPathFinder, Loader):
         """There is nothing in it to run."""
 
 
+def _unchecked_overrides() -> ModuleType:
+    module = ModuleType("overrides")
+    module.__dict__.update(override=lambda method: method, EnforceOverrides=type("EnforceOverrides", (), {}))
+    return module
+
+
 class _NoPandas(MetaPathFinder):
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002
         if fullname == "pandas":
@@ -46,13 +54,18 @@ class _NoPandas(MetaPathFinder):
 
 if _CLIENT not in sys.modules:
     sys.meta_path.insert(0, _StandIns())
-_no_pandas = _NoPandas()
+_no_pandas, _checked = _NoPandas(), sys.modules.get("overrides")
 sys.meta_path.insert(0, _no_pandas)
+sys.modules["overrides"] = _unchecked_overrides()
 try:
     import lancedb
     from lancedb.index import FTS, BTree, HnswSq
     from lancedb.query import ColumnOrdering, FullTextOperator, MatchQuery
 finally:
-    sys.meta_path.remove(_no_pandas)  # the rest of the process may have it
+    # The rest of the process may have both.
+    sys.meta_path.remove(_no_pandas)
+    del sys.modules["overrides"]
+    if _checked is not None:
+        sys.modules["overrides"] = _checked
 
 __all__ = ["FTS", "BTree", "ColumnOrdering", "FullTextOperator", "HnswSq", "MatchQuery", "lancedb"]

@@ -18,7 +18,8 @@ from app.client import Client
 from app.wiring import Service
 from ingest import pipeline as pipelines
 from ingest.disk import Disk
-from ingest.jobs import Beat, Job
+from ingest.job_rows import Job
+from ingest.jobs import Beat
 from ingest.parsers.isolation import ParserPool
 from ingest.pipeline import Pipeline
 from ingest.records import Entry
@@ -53,7 +54,7 @@ async def settle(service: Service, count: int = 1) -> None:
         [(generation, _)] = await service.generations.targets(job.collection)
         written = [Entry(generation, "t" * 64, 1, frozenset({"en"}))]
         place = {"version": job.version, "sha256": "1" * 64, "media_type": "text/plain", "status": "ready", "receipt": None}
-        assert await service.jobs.settle_ingest(job, written, place) == "settled"
+        assert await service.jobs.settle.ingest(job, written, place) == "settled"
 
 
 def kept(folder: Path) -> list[str]:

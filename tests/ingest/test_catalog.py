@@ -19,7 +19,8 @@ from ingest.chunk import Chunking
 from ingest.database import open_database
 from ingest.documents import OriginalVanished, Room, cancel_queued, taken_for_granted
 from ingest.filter_keys import check_filter
-from ingest.jobs import Beat, Job, Jobs, LeaseLost
+from ingest.job_rows import Job, LeaseLost
+from ingest.jobs import Beat, Jobs
 from ingest.records import Collection, Entry, Generation, Upload, request_fingerprint
 from ingest.schema import HEAD, metadata, upgrade
 from retrieval.errors import (
@@ -97,7 +98,7 @@ async def ingested(db, item: Upload, gen: Generation) -> str:
     """Accept, claim and settle one document; gives its id."""
     [accepted] = await accept(db, item)
     job = await db.jobs.claim("w")
-    assert await db.jobs.settle_ingest(job, [entry(gen)], source(job.version)) == "settled"
+    assert await db.jobs.settle.ingest(job, [entry(gen)], source(job.version)) == "settled"
     return accepted.id
 
 
@@ -267,10 +268,10 @@ async def test_a_silent_workers_job_goes_to_another_and_the_first_can_settle_not
     assert (second.id, second.attempts) == (first.id, 2)
     assert await db.jobs.renew([Beat(first, stage="embedding", done=1, total=2)]) == [first.id]
     with pytest.raises(LeaseLost):
-        await db.jobs.settle_ingest(first, [entry(gen)], source())
+        await db.jobs.settle.ingest(first, [entry(gen)], source())
     with pytest.raises(LeaseLost):
         await db.jobs.fail(first, {"code": "x", "detail": "y", "retryable": True})
-    assert await db.jobs.settle_ingest(second, [entry(gen)], source()) == "settled"
+    assert await db.jobs.settle.ingest(second, [entry(gen)], source()) == "settled"
 
 
 async def test_renewal_keeps_a_job_and_shows_progress(db):
@@ -325,7 +326,7 @@ async def test_two_jobs_of_one_document_never_run_at_once(db):
     await accept(db, upload("x.txt", "9"))
     assert running.document_id == document_id
     assert await db.jobs.claim("other") is None
-    assert await db.jobs.settle_ingest(running, [entry(gen)], source(2)) == "superseded"
+    assert await db.jobs.settle.ingest(running, [entry(gen)], source(2)) == "superseded"
     assert (await db.jobs.claim("other")).version == 3
 
 
@@ -363,8 +364,8 @@ async def test_settling_into_a_generation_that_is_not_live_any_more_is_told_so(d
     job = await db.jobs.claim("w")
     new = await generation(db, live=False, fingerprint="f2")
     assert await db.catalog.switch(new, embedder=None) == []
-    assert await db.jobs.settle_ingest(job, [entry(old)], source()) == "moved"
-    assert await db.jobs.settle_ingest(job, [entry(old), entry(new)], source()) == "settled"
+    assert await db.jobs.settle.ingest(job, [entry(old)], source()) == "moved"
+    assert await db.jobs.settle.ingest(job, [entry(old), entry(new)], source()) == "settled"
 
 
 async def test_a_switch_waits_for_every_document_that_is_live(db):
@@ -378,7 +379,7 @@ async def test_a_switch_waits_for_every_document_that_is_live(db):
     job = await db.jobs.claim("w")
     assert job.kind == "rebuild"
     assert await db.jobs.claim("w") is None
-    assert await db.jobs.settle_rebuild(job, entry(new, text_key="u" * 64), source()) == "settled"
+    assert await db.jobs.settle.rebuild(job, entry(new, text_key="u" * 64), source()) == "settled"
     assert await db.catalog.switch(new, embedder="local:y") == []
     live = await db.catalog.live_generation("default")
     assert (live.id, live.pinned) == (new.id, True)
@@ -392,7 +393,7 @@ async def test_a_rebuild_of_a_version_that_is_not_live_any_more_is_superseded(db
     new = await generation(db, live=False, fingerprint="f2")
     await db.jobs.add_rebuilds(new, [document_id])
     job = await db.jobs.claim("w")
-    assert await db.jobs.settle_rebuild(job, entry(new), source(version=9)) == "superseded"
+    assert await db.jobs.settle.rebuild(job, entry(new), source(version=9)) == "superseded"
     assert await db.catalog.missing(new) == [document_id]
 
 
@@ -414,7 +415,7 @@ async def test_a_deleted_document_is_gone_and_its_name_is_free_at_once(db):
     assert again.id != document_id
     job = await db.jobs.claim("w")
     assert job.kind == "delete"  # a deletion goes before an ingest
-    assert await db.jobs.settle_delete(job) == ["1" * 64, "t" * 64]
+    assert await db.jobs.settle.delete(job) == ["1" * 64, "t" * 64]
     with pytest.raises(DocumentNotFound):
         await db.catalog.document(document_id)
     assert (await db.catalog.document(again.id)).status == "queued"
@@ -429,7 +430,7 @@ async def test_a_deletion_is_tried_until_it_is_done(db):
         job = await db.jobs.claim("w")
         assert await db.jobs.fail(job, refused) == "queued"
         db.clock.now += 301
-    assert await db.jobs.settle_delete(await db.jobs.claim("w"))
+    assert await db.jobs.settle.delete(await db.jobs.claim("w"))
     with pytest.raises(DocumentNotFound):
         await db.catalog.document(document_id)
 
@@ -471,8 +472,8 @@ async def test_deleting_during_an_ingest_leaves_nothing_of_it(db):
     [accepted] = await accept(db, upload())
     job = await db.jobs.claim("w")
     await db.catalog.delete_document(accepted.id)
-    assert await db.jobs.settle_ingest(job, [entry(gen)], source()) == "superseded"
-    await db.jobs.settle_delete(await db.jobs.claim("w"))
+    assert await db.jobs.settle.ingest(job, [entry(gen)], source()) == "superseded"
+    await db.jobs.settle.delete(await db.jobs.claim("w"))
     assert await db.catalog.list_documents(limit=5) == []
 
 
@@ -483,7 +484,7 @@ async def settled_with(db, item: Upload, gen: Generation, *parts: Upload) -> str
     """Accept a document, and settle its newest version with these parts; gives its id."""
     [accepted] = await accept(db, item)
     job = await claimed(db, accepted.job_id)
-    assert await db.jobs.settle_ingest(job, [entry(gen)], source(job.version), parts) == "settled"
+    assert await db.jobs.settle.ingest(job, [entry(gen)], source(job.version), parts) == "settled"
     return accepted.id
 
 
@@ -517,10 +518,10 @@ async def test_waiting_for_a_document_is_waiting_for_its_parts(db):
     [accepted] = await accept(db, upload("a.zip", "z"))
     assert await db.jobs.unfinished([accepted.job_id]) == 1
     job = await db.jobs.claim("w")
-    await db.jobs.settle_ingest(job, [entry(gen)], source(), [upload("b.zip"), upload("c.txt")])
+    await db.jobs.settle.ingest(job, [entry(gen)], source(), [upload("b.zip"), upload("c.txt")])
     assert await db.jobs.unfinished([accepted.job_id]) == 2
     [inner] = await db.catalog.list_documents(name="a.zip/b.zip", limit=5)
-    await db.jobs.settle_ingest(await claimed(db, inner.job_id), [entry(gen)], source(), [upload("d.txt")])
+    await db.jobs.settle.ingest(await claimed(db, inner.job_id), [entry(gen)], source(), [upload("d.txt")])
     assert await db.jobs.unfinished([accepted.job_id]) == 2
     assert len(await db.catalog.parts_below(accepted.id)) == 3
 
@@ -534,7 +535,7 @@ async def test_a_new_version_replaces_the_parts_that_changed_and_no_others(db):
         if "broken" in document.name:
             await db.jobs.fail(job, {"code": "x", "detail": "y", "retryable": False})
         else:
-            await db.jobs.settle_ingest(job, [entry(gen)], source())
+            await db.jobs.settle.ingest(job, [entry(gen)], source())
     new = upload("new.txt", "1")
     assert await settled_with(db, upload("a.zip", "z"), gen, same, upload("other.txt", "2"), broken, new) == parent
     assert await parts_of(db, parent) == {
@@ -552,14 +553,14 @@ async def test_deleting_a_document_deletes_all_that_came_out_of_it(db):
     gen = await generation_of_new(db)
     parent = await settled_with(db, upload("a.zip", "z"), gen, upload("b.eml"), upload("c.txt"))
     first, late = [await db.jobs.claim("w"), await db.jobs.claim("w")]
-    assert await db.jobs.settle_ingest(first, [entry(gen)], source(), [upload("d.txt")]) == "settled"
+    assert await db.jobs.settle.ingest(first, [entry(gen)], source(), [upload("d.txt")]) == "settled"
     await db.catalog.delete_document(parent)
     found = await db.catalog.list_documents(limit=10)
     assert [document.status for document in found] == ["deleting"] * 4
-    assert await db.jobs.settle_ingest(late, [entry(gen)], source(), [upload("e.txt")]) == "superseded"
+    assert await db.jobs.settle.ingest(late, [entry(gen)], source(), [upload("e.txt")]) == "superseded"
     while job := await db.jobs.claim("w"):
         assert job.kind == "delete"
-        await db.jobs.settle_delete(job)
+        await db.jobs.settle.delete(job)
     assert await db.catalog.list_documents(limit=10) == []
 
 
@@ -568,14 +569,14 @@ async def test_nothing_is_settled_where_a_parts_bytes_vanished_or_the_lease_is_l
     [accepted] = await accept(db, upload("a.zip", "z"))
     job = await db.jobs.claim("w")
     with pytest.raises(OriginalVanished):
-        await db.jobs.settle_ingest(job, [entry(gen)], source(), [upload("b.txt")], exist=vanished)
+        await db.jobs.settle.ingest(job, [entry(gen)], source(), [upload("b.txt")], exist=vanished)
     assert (await db.catalog.document(accepted.id)).status == "processing"
     await lease_runs_out(db)
     again = await db.jobs.claim("other")
     with pytest.raises(LeaseLost):
-        await db.jobs.settle_ingest(job, [entry(gen)], source(), [upload("b.txt")])
+        await db.jobs.settle.ingest(job, [entry(gen)], source(), [upload("b.txt")])
     assert await parts_of(db, accepted.id) == {}
-    assert await db.jobs.settle_ingest(again, [entry(gen)], source(), [upload("b.txt")]) == "settled"
+    assert await db.jobs.settle.ingest(again, [entry(gen)], source(), [upload("b.txt")]) == "settled"
     assert await parts_of(db, accepted.id) == {"a.zip/b.txt": (1, "queued")}
 
 
@@ -591,7 +592,7 @@ async def test_an_upload_holds_only_so_many_documents_so_deep(db, monkeypatch):
         [part] = await db.catalog.list_documents(name=name, limit=5)
         left = 6 - depth if depth < 4 else 0
         assert await db.catalog.room_for_parts(part.id) == Room(left, 3 * left)
-        await db.jobs.settle_ingest(await db.jobs.claim("w"), [entry(gen)], source(), [upload(str(depth + 1))])
+        await db.jobs.settle.ingest(await db.jobs.claim("w"), [entry(gen)], source(), [upload(str(depth + 1))])
 
 
 async def test_parts_beyond_the_room_are_not_settled_however_many_come_at_once(db, monkeypatch):
@@ -601,10 +602,10 @@ async def test_parts_beyond_the_room_are_not_settled_however_many_come_at_once(d
     first, second = [await db.jobs.claim("w"), await db.jobs.claim("w")]
     found = [upload("d.txt"), upload("e.txt")]
     assert await db.catalog.room_for_parts(first.document_id) == await db.catalog.room_for_parts(second.document_id)
-    assert await db.jobs.settle_ingest(first, [entry(gen)], source(), found) == "settled"
-    assert await db.jobs.settle_ingest(second, [entry(gen)], source(), found) == "full"
+    assert await db.jobs.settle.ingest(first, [entry(gen)], source(), found) == "settled"
+    assert await db.jobs.settle.ingest(second, [entry(gen)], source(), found) == "full"
     assert (await db.catalog.room_for_parts(second.document_id)).fitting(found) == 0
-    assert await db.jobs.settle_ingest(second, [entry(gen)], source()) == "settled"
+    assert await db.jobs.settle.ingest(second, [entry(gen)], source()) == "settled"
     assert len(await db.catalog.parts_below(parent)) == 4
 
 
@@ -644,13 +645,13 @@ async def test_a_heartbeat_on_its_way_while_the_job_is_settled_stops_nothing(db)
     [accepted] = await accept(db, upload())
     gen = await generation(db)
     job = await db.jobs.claim("w")
-    assert await db.jobs.settle_ingest(job, [entry(gen)], source()) == "settled"
+    assert await db.jobs.settle.ingest(job, [entry(gen)], source()) == "settled"
     assert await db.jobs.renew([Beat(job, stage="storing", done=1, total=1)]) == []
     assert (await db.jobs.job(job.id)).state == "succeeded"
     await accept(db, upload("a.txt", "2"))
     superseded = await db.jobs.claim("w")
     await db.catalog.delete_document(accepted.id)
-    assert await db.jobs.settle_ingest(superseded, [entry(gen)], source()) == "superseded"
+    assert await db.jobs.settle.ingest(superseded, [entry(gen)], source()) == "superseded"
     assert await db.jobs.renew([Beat(superseded, stage="storing", done=1, total=1)]) == []
 
 

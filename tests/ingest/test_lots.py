@@ -11,7 +11,8 @@ from ingest.brokers.local import open_local
 from ingest.claims import LOT, LOT_BYTES, Turns
 from ingest.database import Database
 from ingest.documents import OriginalVanished
-from ingest.jobs import Beat, LeaseLost
+from ingest.job_rows import LeaseLost
+from ingest.jobs import Beat
 from ingest.pipeline import STORING, WAITING_FOR_DISK, WAITING_FOR_STORE
 from ingest.records import Upload
 from ingest.worker import Worker
@@ -84,7 +85,7 @@ async def test_a_lot_is_settled_in_one_transaction(db, monkeypatch):
     begun: list[Database] = []
     writing = Database.writing
     monkeypatch.setattr(Database, "writing", lambda self: (begun.append(self), writing(self))[1])
-    outcomes = await asyncio.gather(*(db.jobs.settle_ingest(job, [entry(gen)], source()) for job in lot))
+    outcomes = await asyncio.gather(*(db.jobs.settle.ingest(job, [entry(gen)], source()) for job in lot))
     assert (outcomes, len(begun)) == (["settled"] * 20, 1)
     held = [await db.catalog.document(job.document_id) for job in lot]
     assert {(document.status, document.live_version, document.chunks) for document in held} == {("ready", 1, entry(gen).chunks)}
@@ -101,7 +102,7 @@ async def test_each_of_a_lot_has_its_own_end(db):
     await db.catalog.delete_document(lot[2].document_id)
 
     def settle(job, target=gen, parts=(), **more):
-        return db.jobs.settle_ingest(job, [entry(target)], source(), parts, **more)
+        return db.jobs.settle.ingest(job, [entry(target)], source(), parts, **more)
 
     outcomes = await asyncio.gather(
         settle(lot[0]),
@@ -124,14 +125,14 @@ async def test_each_of_a_lot_has_its_own_end(db):
 async def test_documents_whose_parts_go_may_be_settled_with_others(db):
     [holder, *_] = lot = await claimed(db, 3)
     gen = await generation(db)
-    await db.jobs.settle_ingest(holder, [entry(gen)], source(), [upload("part.txt")])
+    await db.jobs.settle.ingest(holder, [entry(gen)], source(), [upload("part.txt")])
     for job in lot[1:]:
-        await db.jobs.settle_ingest(job, [entry(gen)], source())
+        await db.jobs.settle.ingest(job, [entry(gen)], source())
     await accept(db, *(upload(f"{number:03}.txt", "newer") for number in range(3)))
     turns = Turns()
     newer = [job for _ in range(2) for job in await db.jobs.claim_lot("w", turns) if job.version == 2]
     assert len(newer) == 3
-    outcomes = await asyncio.gather(*(db.jobs.settle_ingest(job, [entry(gen)], source(2)) for job in newer))
+    outcomes = await asyncio.gather(*(db.jobs.settle.ingest(job, [entry(gen)], source(2)) for job in newer))
     assert outcomes == ["settled"] * 3
     assert {status for _, status in (await parts_of(db, holder.document_id)).values()} == {"deleting"}
 
@@ -139,7 +140,7 @@ async def test_documents_whose_parts_go_may_be_settled_with_others(db):
 async def test_leases_are_renewed_together_and_each_is_lost_alone(db):
     lot = await claimed(db, 4)
     gen = await generation(db)
-    await db.jobs.settle_ingest(lot[0], [entry(gen)], source())
+    await db.jobs.settle.ingest(lot[0], [entry(gen)], source())
     await db.jobs.cancel(lot[1].id)
     await db.jobs.release(lot[2])
     beats = [Beat(job, "embedding", done=number, total=9) for number, job in enumerate(lot)]
@@ -151,7 +152,7 @@ async def test_leases_are_renewed_together_and_each_is_lost_alone(db):
 
 async def test_a_worker_that_goes_gives_back_all_it_holds_at_once(db):
     lot, gen = await claimed(db, 6), await generation(db)
-    await db.jobs.settle_ingest(lot[0], [entry(gen)], source())
+    await db.jobs.settle.ingest(lot[0], [entry(gen)], source())
     await db.jobs.cancel(lot[1].id)
     await db.jobs.release(*lot)
     found = [await db.jobs.job(job.id) for job in lot]
@@ -193,7 +194,7 @@ class Ends:
             case "overtaken.txt":
                 progress(STORING, 2, 2)
                 await self.db.jobs.cancel(job.id)
-        await self.db.jobs.settle_ingest(job, [entry(self.gen)], source())
+        await self.db.jobs.settle.ingest(job, [entry(self.gen)], source())
 
     async def make_good(self, job) -> None:
         self.made_good.append(job.id)
@@ -276,7 +277,7 @@ async def test_the_statements_of_a_lot_seek_by_the_key(db):
     sa.event.listen(engine, "before_cursor_execute", lambda _c, _k, statement, *_: seen.append(statement))
     await db.jobs.renew([Beat(job, "embedding", 1, 2) for job in lot])
     gen = await generation(db)
-    await asyncio.gather(*(db.jobs.settle_ingest(job, [entry(gen)], source()) for job in lot))
+    await asyncio.gather(*(db.jobs.settle.ingest(job, [entry(gen)], source()) for job in lot))
     plans = []
     async with db.database.reading() as connection:
         for statement in dict.fromkeys(each for each in seen if "jobs" in each or "entries" in each):

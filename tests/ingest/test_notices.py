@@ -17,7 +17,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from ingest.jobs import Jobs, LeaseLost
+from ingest.job_rows import LeaseLost
+from ingest.jobs import Jobs
 from ingest.notices import DELAYS_SECONDS, LEASE_SECONDS, Courier, backlog, signature
 from ingest.schema import notices
 from tests.ingest import test_catalog
@@ -98,7 +99,7 @@ async def settle(world, name: str = "a.txt", **changes) -> None:
     await accept(world.db, upload(name, **changes))
     gen = await generation(world.db)
     job = await world.jobs.claim("w")
-    assert await world.jobs.settle_ingest(job, [entry(gen)], source(job.version)) == "settled"
+    assert await world.jobs.settle.ingest(job, [entry(gen)], source(job.version)) == "settled"
 
 
 async def send(world) -> int:
@@ -161,7 +162,7 @@ async def test_every_end_is_told_as_what_it_is(world):
     await settle(world, "ready.txt")
     [ready] = await world.db.catalog.list_documents(limit=9)
     await world.db.catalog.delete_document(ready.id)
-    await world.jobs.settle_delete(await world.jobs.claim("w"))
+    await world.jobs.settle.delete(await world.jobs.claim("w"))
     await accept(world.db, upload("broken.txt"))
     error = {"code": "unreadable_document", "detail": "broken", "retryable": False}
     await world.jobs.fail(await world.jobs.claim("w"), error)
@@ -193,7 +194,7 @@ async def test_what_a_newer_version_overtook_is_not_told_and_a_retry_is_not_an_e
     gen = await generation(world.db)
     old = await world.jobs.claim("w")
     await accept(world.db, upload("a", "2"))
-    assert await world.jobs.settle_ingest(old, [entry(gen)], source(1)) == "superseded"
+    assert await world.jobs.settle.ingest(old, [entry(gen)], source(1)) == "superseded"
     new = await world.jobs.claim("w")
     await world.jobs.fail(new, {"code": "store_unavailable", "detail": "x", "retryable": True})
     assert await waiting(world) == []
@@ -206,9 +207,9 @@ async def test_a_worker_that_lost_its_lease_tells_nothing(world):
     await lease_runs_out(world)
     quick = await world.jobs.claim("w2")
     with pytest.raises(LeaseLost):
-        await world.jobs.settle_ingest(slow, [entry(gen)], source())
+        await world.jobs.settle.ingest(slow, [entry(gen)], source())
     assert await waiting(world) == []
-    await world.jobs.settle_ingest(quick, [entry(gen)], source())
+    await world.jobs.settle.ingest(quick, [entry(gen)], source())
     assert len(await waiting(world)) == 1
 
 

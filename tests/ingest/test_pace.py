@@ -20,7 +20,7 @@ async def test_the_pace_is_that_of_the_jobs_that_ended_lately(db):
     gen = await generation(db)
     for _ in range(4):
         job = await db.jobs.claim("w")
-        await db.jobs.settle_ingest(job, [entry(gen)], source())
+        await db.jobs.settle.ingest(job, [entry(gen)], source())
         db.clock.now += 5
     assert await pace.queued() == 2
     assert await pace.per_second() == pytest.approx(4 / 20)
@@ -38,7 +38,7 @@ async def test_a_job_that_waits_is_told_the_time_of_those_before_it(db):
     assert await pace.etas(jobs) == {}
     gen = await generation(db)
     done = await db.jobs.claim("w")
-    await db.jobs.settle_ingest(done, [entry(gen)], source())
+    await db.jobs.settle.ingest(done, [entry(gen)], source())
     db.clock.now += 2  # one job in two seconds
     jobs = await db.jobs.by_id([each.job_id for each in accepted])
     etas = await pace.etas(jobs)

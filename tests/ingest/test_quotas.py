@@ -26,7 +26,7 @@ async def settled(db, *parts: Upload) -> str:
     """Run the next job to its end; gives how it went."""
     gen = await generation(db)
     job = await db.jobs.claim("w")
-    return await db.jobs.settle_ingest(job, [entry(gen)], source(job.version), parts)
+    return await db.jobs.settle.ingest(job, [entry(gen)], source(job.version), parts)
 
 
 # --- quotas ---------------------------------------------------------------------------------------------------------------
@@ -71,8 +71,8 @@ async def test_parts_count_and_those_without_room_are_for_the_worker_to_cut(db):
     gen = await generation(db)
     job = await db.jobs.claim("w")
     parts = [upload(name) for name in "abc"]
-    assert await db.jobs.settle_ingest(job, [entry(gen)], source(), parts) == "full"
-    assert await db.jobs.settle_ingest(job, [entry(gen)], source(), parts[:2]) == "settled"
+    assert await db.jobs.settle.ingest(job, [entry(gen)], source(), parts) == "full"
+    assert await db.jobs.settle.ingest(job, [entry(gen)], source(), parts[:2]) == "settled"
     with pytest.raises(QuotaExceeded):
         await accept(db, upload("one more"))
     await accept(db, upload("box.zip", "2"))  # a new version of the archive has as much room for its own parts again

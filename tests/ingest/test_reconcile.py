@@ -19,7 +19,8 @@ from ingest.disk import Disk
 from ingest.documents import OriginalVanished
 from ingest.files import Files
 from ingest.generations import Generations
-from ingest.jobs import Job, Jobs
+from ingest.job_rows import Job
+from ingest.jobs import Jobs
 from ingest.ledger import Ledger
 from ingest.pipeline import Pipeline
 from ingest.reconcile import Reconciler
@@ -88,7 +89,7 @@ async def ingested(place, name: str = "a", version: int = 1) -> str:
 async def settle(place, job: Job, entry: Entry) -> None:
     doc = await place.catalog.document(job.document_id)
     source = {"status": "ready", "receipt": {}, "version": job.version, "sha256": doc.sha256, "media_type": "text/plain"}
-    assert await place.jobs.settle_ingest(job, [entry], source, texts=place.files.has_texts) == "settled"
+    assert await place.jobs.settle.ingest(job, [entry], source, texts=place.files.has_texts) == "settled"
 
 
 async def compared(place) -> list:
@@ -159,7 +160,7 @@ async def deletion(place, document_id):
 
 async def deletion_done(place, document_id):
     await place.catalog.delete_document(document_id)
-    await place.jobs.settle_delete(await place.jobs.claim("w"))
+    await place.jobs.settle.delete(await place.jobs.claim("w"))
 
 
 async def switch(place, document_id):
@@ -168,7 +169,7 @@ async def switch(place, document_id):
     await place.jobs.add_rebuilds(new, [document_id])
     job = await place.jobs.claim("w")
     source = await place.catalog.live_source(document_id)
-    await place.jobs.settle_rebuild(job, Entry(new, "t" * 64, 3, frozenset()), source)
+    await place.jobs.settle.rebuild(job, Entry(new, "t" * 64, 3, frozenset()), source)
     assert await place.catalog.switch(new, embedder=None) == []
 
 
@@ -212,7 +213,7 @@ async def test_a_rebuild_that_failed_shows_why_and_is_tried_again_when_asked(pla
     await repair(place, await compared(place), again=True)
     job = await place.jobs.claim("w")
     source = await place.catalog.live_source(document_id)
-    assert await place.jobs.settle_rebuild(job, await write(place, await as_version(place, job)), source) == "settled"
+    assert await place.jobs.settle.rebuild(job, await write(place, await as_version(place, job)), source) == "settled"
     shown = await place.catalog.document(document_id)
     assert (shown.status, shown.error) == ("ready", None)
     assert await drifts(place) == {}
@@ -299,7 +300,7 @@ async def test_a_text_that_is_removed_while_another_document_begins_to_name_it_i
                 break
         assert await place.files.has_texts([key])
         await place.catalog.delete_document(job.document_id)
-        await place.catalog.remove_blobs(await place.jobs.settle_delete(await place.jobs.claim("w")), place.files.discard)
+        await place.catalog.remove_blobs(await place.jobs.settle.delete(await place.jobs.claim("w")), place.files.discard)
         assert not await place.files.has_texts([key])
     assert all(outcome is None or isinstance(outcome, OriginalVanished) for outcome in outcomes)
 
