@@ -23,6 +23,7 @@ HEAVY = {
     "pypdfium2",
     "asyncpg",
     "httpx",
+    "overrides",
 }
 OPEN = """
 import asyncio, json, sys, tempfile
@@ -62,3 +63,18 @@ def test_help_imports_hardly_anything():
     found = imported(HELP)
     assert "typer" in found
     assert not found & (HEAVY | {"pydantic", "alembic", "fastapi", "numpy", "lancedb", "httpx", "sqlalchemy"})
+
+
+@pytest.mark.timeout(300)
+def test_what_is_kept_from_lancedb_is_there_for_everybody_else():
+    pytest.importorskip("overrides", reason="from Python 3.12 on LanceDB does without it")
+    found = imported(
+        "import sys\n"
+        "import overrides as before\n"
+        "from retrieval.stores.lance_import import lancedb\n"
+        "import overrides\n"
+        "import pandas\n"
+        "assert overrides is before and overrides.override.__module__ == 'overrides.overrides'\n"
+        "assert issubclass(lancedb.LanceDBConnection, lancedb.DBConnection)\n"
+    )
+    assert {"lancedb", "overrides", "pandas"} <= found
