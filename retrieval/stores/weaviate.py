@@ -14,7 +14,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,6 +39,7 @@ from retrieval.stores.weaviate_objects import (
     raise_for_failed,
     tolerating_twins,
 )
+from retrieval.stores.weaviate_rows import straight
 from retrieval.stores.weaviate_schema import (
     CHUNK_FIELDS,
     INDEX_RECORD,
@@ -219,7 +219,7 @@ class WeaviateStore:
                 limit=most, filters=where, sort=Sort.by_property("chunk_id"), return_properties=CHUNK_FIELDS
             ),
         )
-        return [each.chunk for each in found]
+        return [each.read() for each in found]
 
     async def count(self, index: Index, document_id: str | None = None) -> int:
         return await self._objects.ask(lambda: self._count(index, document_id), missing=0)
@@ -300,8 +300,7 @@ class WeaviateStore:
 
         async def found(most: int) -> list[Found]:
             async with self._objects.reading(chunk_class(index), index) as chunks:
-                answer = await ask(chunks.query, where, most)
-            return [to_found(item) for item in answer.objects]
+                return [to_found(row) for row in await ask(straight(chunks), where, most)]
 
         return await self._visible(index, found, limit)
 
@@ -316,7 +315,7 @@ class WeaviateStore:
         for _ in range(ROUNDS):
             started = time.monotonic()
             found = await search(most)
-            markers = await self._objects.markers(index, {each.chunk.document_id for each in found})
+            markers = await self._objects.markers(index, {each.document_id for each in found})
             kept = [each for each in found if is_live(each, markers)]
             settled = self._settled(index, markers, started)
             complete = len(kept) == len(found) or len(kept) >= limit or len(found) < most
@@ -333,10 +332,10 @@ class WeaviateStore:
         """
         if len(self._seen) > SEEN_MOST:
             self._seen.clear()
-        now = time.monotonic()
+        now, place = time.monotonic(), place_name(index)
         settled = True
         for document_id, marker in markers.items():
-            key = (place_name(index), document_id)
+            key = (place, document_id)
             live = marker.live if marker else None
             seen = self._seen.get(key)
             if seen is None or seen[0] != live:
@@ -428,15 +427,12 @@ def version_at(seconds: float) -> str:
 
 def candidates(found: Sequence[Found], scores: Scores, limit: int) -> list[Candidate]:
     """The best of what was found."""
-    places = ranked([each.chunk.id for each in found], scores, limit)
-    return [
-        Candidate(found[at].chunk.id, found[at].vector, float(scores[at]), partial(getattr, found[at], "chunk"))
-        for at in places
-    ]
+    places = ranked([each.chunk_id for each in found], scores, limit)
+    return [Candidate(found[at].chunk_id, found[at].vector, float(scores[at]), found[at].read) for at in places]
 
 
 def is_live(found: Found, markers: Mapping[str, Marker | None]) -> bool:
-    marker = markers[found.chunk.document_id]
+    marker = markers[found.document_id]
     return marker is not None and marker.live == found.version
 
 

@@ -24,6 +24,7 @@ from retrieval.stores.filters import kind_of_column
 from retrieval.stores.rows import place_name
 from retrieval.stores.weaviate_connection import SEARCH_SECONDS, WRITE_SECONDS, Connection, Session
 from retrieval.stores.weaviate_errors import CURES, IndexMissing, is_missing, kind_of
+from retrieval.stores.weaviate_rows import straight
 from retrieval.stores.weaviate_schema import batches, chunk_class, column, framed, live_class, marker_uuid
 from retrieval.types import Index
 
@@ -88,13 +89,15 @@ class Objects:
     async def markers(self, index: Index, document_ids: Iterable[str], *, newest: bool = False) -> dict[str, Marker | None]:
         """The marker of each document, None where it has none; the `newest` of its copies if a write builds on it."""
         reading = self.writing if newest else self.reading
-        ids = {marker_uuid(each): each for each in document_ids}
-        markers: dict[str, Marker | None] = dict.fromkeys(ids.values())
-        for group in grouped(list(ids), MARKERS_AT_ONCE):
+        uuids = {marker_uuid(each): each for each in document_ids}
+        markers: dict[str, Marker | None] = dict.fromkeys(uuids.values())
+        whose = {uuid.bytes: each for uuid, each in uuids.items()}
+        for group in grouped(list(uuids), MARKERS_AT_ONCE):
             async with reading(live_class(index), index) as live:
-                answer = await live.query.fetch_objects_by_ids(group, limit=len(group))
-            for item in answer.objects:
-                markers[ids[item.uuid]] = Marker(item.properties["live"], int(item.properties["chunks"]))
+                these = Where.by_id().contains_any(group)
+                found = await straight(live).fetch_objects(filters=these, limit=len(group))
+            for row in found:
+                markers[whose[row.uuid]] = Marker(row.text("live"), row.number("chunks"))
         return markers
 
     async def page(self, index: Index, **query: Any) -> list[Any]:

@@ -29,14 +29,15 @@ from weaviate.classes.query import Filter as Where
 
 from retrieval.stores.filters import KEYS, AllOf, AnyOf, Complement, Kind, Node, Test, key_names, metadata_columns
 from retrieval.stores.rows import metadata_from_json, metadata_to_json
+from retrieval.stores.weaviate_rows import Row
 from retrieval.types import Chunk, EmbeddedChunk, Index, Scalar, Vector
 
 BATCH_OBJECTS = 500
 BATCH_BYTES = 8_000_000
 """Bounds of one gRPC message, where the server's own is not lower; a message is held in memory several times over."""
 
-CHUNK_FIELDS = ["text", "chunk", "version"]
-"""The properties that make a chunk; the others are only searched."""
+CHUNK_FIELDS = ["text", "chunk", "version", "chunk_id", "document_id"]
+"""The properties that make a chunk, and what must be known of all that a search finds; the others are only searched."""
 
 INDEX_RECORD = UUID(bytes=hashlib.blake2b(b"index", digest_size=16).digest())
 """The object beside a tenant's markers that holds the dimension of the index."""
@@ -181,28 +182,38 @@ def chunk_to_json(chunk: Chunk) -> str:
 class Found:
     """A stored chunk, visible or not."""
 
-    chunk: Chunk
+    chunk_id: str
+    document_id: str
     version: str
     vector: Vector
     score: float
+    text: str
+    rest: str
+
+    def read(self) -> Chunk:
+        return chunk_from_json(self.text, self.rest)
 
 
-def to_found(item: Any) -> Found:
-    fields = json.loads(item.properties["chunk"])
+def to_found(row: Row) -> Found:
+    chunk_id, document_id, version = (unframed(row.text(name)) for name in ("chunk_id", "document_id", "version"))
+    return Found(chunk_id, document_id, version, row.vector, row.score, row.text("text"), row.text("chunk"))
+
+
+def chunk_from_json(text: str, rest: str) -> Chunk:
+    """Undoes `chunk_to_json`."""
+    fields = json.loads(rest)
     fields["headings"] = tuple(fields["headings"])
     fields["metadata"] = metadata_from_json(fields["metadata"])
-    vector = np.asarray(item.vector.get("default", ()), dtype=np.float32)
-    chunk = Chunk(text=item.properties["text"], **fields)
-    return Found(chunk, unframed(item.properties["version"]), vector, item.metadata.score or 0.0)
+    return Chunk(text=text, **fields)
 
 
 def sound_row(item: Any) -> EmbeddedChunk | None:
     """The chunk of a stored object if all that is searched of it says the same, as `to_object` wrote it."""
     held = {name: value for name, value in item.properties.items() if value not in (None, "", [])}
     try:
-        found = to_found(item)
-        row = EmbeddedChunk(found.chunk, found.vector, held.get("terms", ""))
-        wanted = to_object(row, found.version).properties
+        vector = np.asarray(item.vector.get("default", ()), dtype=np.float32)
+        row = EmbeddedChunk(chunk_from_json(held["text"], held["chunk"]), vector, held.get("terms", ""))
+        wanted = to_object(row, unframed(held["version"])).properties
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # the chunk in it is no JSON any more, or lacks a field
     return row if held == {name: value for name, value in wanted.items() if value not in ("", [])} else None
