@@ -39,8 +39,8 @@ SHORT = 500
 """Characters of a question that are counted sooner than another thread is asked to."""
 FEW = 10_000
 """The same of a document's passages."""
-LIKE_TOKENS = 32
-"""Questions up to this length share a batch whatever their lengths: padding them costs less than a batch more."""
+QUESTION_TILE = 8
+"""Questions are padded to multiples of so many tokens: few shapes, for each of which OpenVINO makes kernels."""
 
 REMEMBERED, REMEMBERED_CHARACTERS = 512, 2000
 """Passages whose tokens are remembered, and their characters at most: some 5 MB in all."""
@@ -114,6 +114,7 @@ class LocalEmbedder:
         self.dimension = folder.dimension
         self.fingerprint = fingerprint or folder.fingerprint(engine.name)
         self.tokenizer = ModelTokenizer(folder)
+        self._besides = folder.max_seq_length - self.tokenizer.window  # tokens of the prefix and the special ones
         self._engine = engine
         self._query_prefix = folder.query_prefix
         self._passage_prefix = folder.passage_prefix
@@ -142,8 +143,8 @@ class LocalEmbedder:
             fitting, tokens = self._fitting(text)
         else:
             fitting, tokens = await self._run(self._thread, lambda: self._fitting(text))
-        prefixed, length = self._query_prefix + fitting, max(tokens, LIKE_TOKENS)
-        vector: Vector = (await self._questions.encode([prefixed], [length], self.dimension))[0]
+        padded = -(-(tokens + self._besides) // QUESTION_TILE) * QUESTION_TILE
+        vector: Vector = (await self._questions.encode([self._query_prefix + fitting], [padded], self.dimension))[0]
         return vector
 
     async def close(self) -> None:

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from retrieval.embedders.calibration import passages
 from retrieval.embedders.cores import available_cores, overflows_in_int8
 from retrieval.embedders.folder import ModelFolder
-from retrieval.embedders.local import INT8_NAME, REFERENCE_NAME, Engine
+from retrieval.embedders.local import INT8_NAME, QUESTION_TILE, REFERENCE_NAME, Engine
 from retrieval.embedders.unit import unit_rows
 from retrieval.errors import ConfigurationError, EmbedderUnavailable, MissingDependency
 from retrieval.types import Matrix
@@ -57,7 +57,7 @@ STREAMS = 2
 """Batches of passages that are computed side by side, where there are as many cores: a fifth less time than one by one."""
 
 TILE = 16
-"""Batches are padded to multiples of so many tokens. Kernels are made for each shape, at a fifth of what a batch costs, and
+"""Passages are padded to multiples of so many tokens. Kernels are made for each shape, at a fifth of what a batch costs, and
 the tiles of AMX hold 16 rows anyway."""
 
 KEPT_KERNELS = 64
@@ -237,7 +237,7 @@ class Model:
         with suppress(RuntimeError):  # not in its documentation, and a version without it only takes more memory
             core.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": KEPT_KERNELS})
         compiled = core.compile_model(target / "model.xml", "CPU", options)
-        self._tokenizer = tokenizer(folder)
+        self._tokenizer = tokenizer(folder, TILE if use == "passages" else QUESTION_TILE)
         self._inputs = [port.get_any_name() for port in compiled.inputs]
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
@@ -260,7 +260,7 @@ def _tensors(encodings: Sequence[Any], inputs: Sequence[str]) -> dict[str, npt.N
     return {name: np.asarray([getattr(each, _INPUTS[name]) for each in encodings], np.int64) for name in inputs}
 
 
-def tokenizer(folder: ModelFolder) -> Any:
+def tokenizer(folder: ModelFolder, tile: int = TILE) -> Any:
     """The model's own `tokenizers.Tokenizer`, padding to the longest text or little more and cutting at the model's window.
 
     What tokenizer.json says of both is somebody's training run: all-MiniLM-L6-v2 would pad and cut at 128.
@@ -273,7 +273,7 @@ def tokenizer(folder: ModelFolder) -> Any:
     pad = _pad_token(folder, config, loaded.padding)
     side = config.get("padding_side", "right")
     loaded.no_padding()
-    multiple = TILE if folder.max_seq_length % TILE == 0 else None  # beyond its window a model has no positions
+    multiple = tile if folder.max_seq_length % tile == 0 else None  # beyond its window a model has no positions
     loaded.enable_padding(pad_id=loaded.token_to_id(pad) or 0, pad_token=pad, direction=side, pad_to_multiple_of=multiple)
     loaded.enable_truncation(folder.max_seq_length)
     return loaded
