@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import TypeAlias
 
 import numpy as np
 
 from retrieval.types import Matrix
+
+Encode: TypeAlias = Callable[[Sequence[str]], Matrix]
 
 BATCH_TOKENS = 1024
 """Padded tokens of one batch: on a CPU larger ones are not faster, and others would wait longer behind them."""
@@ -45,12 +48,19 @@ class Batches:
     """
 
     def __init__(
-        self, encode: Callable[[Sequence[str]], Matrix], threads: Executor, lanes: int, *, budget: int = BATCH_TOKENS
+        self,
+        encode: Encode,
+        threads: Executor,
+        lanes: int,
+        *,
+        alone: Encode | None = None,
+        budget: int = BATCH_TOKENS,
     ) -> None:
-        """`encode` runs on `threads`, up to `lanes` times at once."""
+        """`encode` runs on `threads`, up to `lanes` times at once; `alone` in its place where nothing else runs or waits."""
         self._encode = encode
+        self._alone = alone or encode
         self._threads = threads
-        self._free = lanes
+        self._lanes = self._free = lanes
         self._budget = budget
         self._waiting: list[Text] = []
         self._running: set[asyncio.Task[None]] = set()
@@ -81,26 +91,28 @@ class Batches:
             batch = next_batch(self._waiting, self._budget)
             taken = set(batch)
             self._waiting = [text for text in self._waiting if text not in taken]
-            task = asyncio.create_task(self._run(batch))
+            is_alone = self._free == self._lanes - 1 and not self._waiting
+            task = asyncio.create_task(self._run(batch, self._alone if is_alone else self._encode))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _run(self, batch: Sequence[Text]) -> None:
-        error = await self._compute(batch)
+    async def _run(self, batch: Sequence[Text], encode: Encode) -> None:
+        error = await self._compute(batch, encode)
         calls = list(dict.fromkeys(text.call for text in batch)) if error else []
         for call in calls:
             if call.done.done():  # nobody waits for it any more
                 continue
             if len(calls) > 1:
-                error = await self._compute([text for text in batch if text.call is call])
+                error = await self._compute([text for text in batch if text.call is call], encode)
             if error and not call.done.done():
                 call.done.set_exception(error)
         self._free += 1
         self._start()
 
-    async def _compute(self, batch: Sequence[Text]) -> BaseException | None:
+    async def _compute(self, batch: Sequence[Text], encode: Encode) -> BaseException | None:
         """Give each text its vector, or say what went wrong."""
-        [vectors] = await asyncio.gather(self._in_thread([text.text for text in batch]), return_exceptions=True)
+        computing = asyncio.get_running_loop().run_in_executor(self._threads, encode, [text.text for text in batch])
+        [vectors] = await asyncio.gather(computing, return_exceptions=True)
         if isinstance(vectors, BaseException):
             return vectors
         if vectors.shape != (len(batch), dimension := batch[0].call.vectors.shape[1]):
@@ -111,9 +123,6 @@ class Batches:
             if not text.call.left and not text.call.done.done():
                 text.call.done.set_result(text.call.vectors)
         return None
-
-    async def _in_thread(self, texts: Sequence[str]) -> Matrix:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, texts)
 
 
 def next_batch(waiting: Sequence[Text], budget: int) -> list[Text]:

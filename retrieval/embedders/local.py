@@ -74,10 +74,10 @@ class Engine(Protocol):
     """How many batches of passages it computes at once."""
 
     def encode(self, texts: Sequence[str]) -> Matrix:
-        """Passages of similar length, shape (len(texts), dimension); called from up to `lanes` threads at once."""
+        """Texts of similar length, shape (len(texts), dimension); called from up to twice `lanes` threads at once."""
 
-    def encode_questions(self, texts: Sequence[str]) -> Matrix:
-        """The same for questions, as fast as few can be; called from one thread, while passages may be computed too."""
+    def encode_question(self, texts: Sequence[str]) -> Matrix:
+        """The same of few, mostly one, as fast as it can be done."""
 
 
 async def open_local(
@@ -106,7 +106,7 @@ def _open(spec: str, folder: ModelFolder, cache_dir: str | None, choice: EngineC
 
 
 class LocalEmbedder:
-    """One model in this process. Passages are computed in batches on threads of their own, questions on another."""
+    """One model in this process. Passages are computed in batches on threads of their own, questions on others."""
 
     def __init__(self, spec: str, folder: ModelFolder, engine: Engine, fingerprint: str | None = None) -> None:
         """`fingerprint` spares a second reading of the weights where the caller has it."""
@@ -120,8 +120,13 @@ class LocalEmbedder:
         self._passage_prefix = folder.passage_prefix
         self._threads = ThreadPoolExecutor(engine.lanes, thread_name_prefix="passages")
         self._passages = Batches(lambda texts: unit_rows(engine.encode(texts)), self._threads, engine.lanes)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="questions")
-        self._questions = Batches(lambda texts: unit_rows(engine.encode_questions(texts)), self._thread, 1)
+        self._thread = ThreadPoolExecutor(engine.lanes, thread_name_prefix="questions")
+        self._questions = Batches(
+            lambda texts: unit_rows(engine.encode(texts)),
+            self._thread,
+            engine.lanes,
+            alone=lambda texts: unit_rows(engine.encode_question(texts)),
+        )
         self._closed = False
 
     async def embed_documents(self, texts: Sequence[str]) -> Matrix:
@@ -215,7 +220,7 @@ class TorchEngine:
         vectors = self._model.encode(list(texts), batch_size=len(texts), prompt="", show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
 
-    def encode_questions(self, texts: Sequence[str]) -> Matrix:
+    def encode_question(self, texts: Sequence[str]) -> Matrix:
         return self.encode(texts)
 
 

@@ -2,8 +2,8 @@
 
 A model is converted once per machine and version of OpenVINO, in a process of its own (`python -m
 retrieval.embedders.openvino <model folder> <target> <accuracy>`), so that neither the server nor the worker ever imports
-torch. Passages and questions have a compiled model each, made when it is first needed: the server has the one and the
-worker the other.
+torch. It is compiled in two ways, each when it is first needed: for a question alone, and for batches, of passages or of
+questions that come at the same time.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ STREAMS = 2
 """Batches of passages that are computed side by side, where there are as many cores: a fifth less time than one by one."""
 
 TILE = 16
-"""Passages are padded to multiples of so many tokens. Kernels are made for each shape, at a fifth of what a batch costs, and
+"""Batches are padded to multiples of so many tokens. Kernels are made for each shape, at a fifth of what a batch costs, and
 the tiles of AMX hold 16 rows anyway."""
+QUESTION_TOKENS = 64
+"""Up to this length they are padded to multiples of `QUESTION_TILE`: there, 16 tokens are a large part of the whole."""
 
 KEPT_KERNELS = 64
 """OpenVINO keeps what it makes for each shape of a batch, 2 MB and more; its own limit of 5,000 is hundreds of MB."""
@@ -94,7 +96,8 @@ _INPUTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_i
 """What models call it, and what `tokenizers` does."""
 _MANIFEST = "manifest.json"
 
-Use: TypeAlias = Literal["passages", "questions"]
+Use: TypeAlias = Literal["many", "one"]
+"""Batches side by side, or one text by all cores, which takes two thirds of the time and more CPU."""
 Encode = Callable[[Sequence[str]], Matrix]
 Convert = Callable[[Path, Path, Accuracy], None]
 """Takes the model's folder and an empty one; leaves there the converted model, or the reason why there is none."""
@@ -143,11 +146,11 @@ class OpenVinoEngine:
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """Raises `ConfigurationError`, `MissingDependency` and `EmbedderUnavailable` if there is no way to compute it."""
-        return self._model("passages")(texts)
+        return self._model("many")(texts)
 
-    def encode_questions(self, texts: Sequence[str]) -> Matrix:
+    def encode_question(self, texts: Sequence[str]) -> Matrix:
         """Raises as `encode` does."""
-        return self._model("questions")(texts)
+        return self._model("one")(texts)
 
     def _model(self, use: Use) -> Encode:
         with self._loading:
@@ -163,7 +166,7 @@ class OpenVinoEngine:
                 raise _without_fallback(self._folder, exc) from exc
             logger.warning("%s runs on torch, which is slower: OpenVINO cannot be used (%s)", self._folder.name, exc)
             engine = self._fallback(self._folder.path)
-            self._loaded = {"passages": engine.encode, "questions": engine.encode_questions}
+            self._loaded = {"many": engine.encode, "one": engine.encode_question}
             return self._loaded[use]
 
 
@@ -222,9 +225,9 @@ class Model:
     def __init__(self, folder: ModelFolder, target: Path, precision: str, use: Use, *, keep: bool) -> None:
         """`keep` writes what is compiled beside the model, which halves the time of the next start."""
         cores = available_cores()
-        streams = min(STREAMS, cores) if use == "passages" else 1
+        streams = min(STREAMS, cores) if use == "many" else 1
         options = {
-            "PERFORMANCE_HINT": "THROUGHPUT" if use == "passages" else "LATENCY",
+            "PERFORMANCE_HINT": "THROUGHPUT" if use == "many" else "LATENCY",
             "NUM_STREAMS": streams,
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": cores,
@@ -237,7 +240,7 @@ class Model:
         with suppress(RuntimeError):  # not in its documentation, and a version without it only takes more memory
             core.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": KEPT_KERNELS})
         compiled = core.compile_model(target / "model.xml", "CPU", options)
-        self._tokenizer = tokenizer(folder, TILE if use == "passages" else QUESTION_TILE)
+        self._tokens = Tokens(folder)
         self._inputs = [port.get_any_name() for port in compiled.inputs]
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
@@ -245,8 +248,7 @@ class Model:
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """From any thread; more than there are streams wait."""
-        encodings = self._tokenizer.encode_batch(list(texts))
-        tensors = _tensors(encodings, self._inputs)
+        tensors = self._tokens.tensors(texts, self._inputs)
         request = self._requests.get()
         try:
             outputs = request.infer(tensors)
@@ -255,28 +257,39 @@ class Model:
             self._requests.put(request)
 
 
-def _tensors(encodings: Sequence[Any], inputs: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
-    """Each of shape (len(encodings), tokens), padded already."""
-    return {name: np.asarray([getattr(each, _INPUTS[name]) for each in encodings], np.int64) for name in inputs}
-
-
-def tokenizer(folder: ModelFolder, tile: int = TILE) -> Any:
-    """The model's own `tokenizers.Tokenizer`, padding to the longest text or little more and cutting at the model's window.
+class Tokens:
+    """The model's own tokenizer, cutting at the model's window; texts of a batch are padded to the longest or little more.
 
     What tokenizer.json says of both is somebody's training run: all-MiniLM-L6-v2 would pad and cut at 128.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from tokenizers import Tokenizer
 
-    loaded = Tokenizer.from_file(str(folder.tokenizer_file))
-    config = _json(folder.transformer / "tokenizer_config.json")
-    pad = _pad_token(folder, config, loaded.padding)
-    side = config.get("padding_side", "right")
-    loaded.no_padding()
-    multiple = tile if folder.max_seq_length % tile == 0 else None  # beyond its window a model has no positions
-    loaded.enable_padding(pad_id=loaded.token_to_id(pad) or 0, pad_token=pad, direction=side, pad_to_multiple_of=multiple)
-    loaded.enable_truncation(folder.max_seq_length)
-    return loaded
+    def __init__(self, folder: ModelFolder) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from tokenizers import Tokenizer
+
+        loaded = Tokenizer.from_file(str(folder.tokenizer_file))
+        config = _json(folder.transformer / "tokenizer_config.json")
+        self._pad = loaded.token_to_id(_pad_token(folder, config, loaded.padding)) or 0
+        self._on_the_left = config.get("padding_side", "right") == "left"
+        self._window = folder.max_seq_length
+        loaded.no_padding()
+        loaded.enable_truncation(self._window)
+        self._tokenizer = loaded
+
+    def tensors(self, texts: Sequence[str], inputs: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
+        """By the model's name of each input, of shape (len(texts), tokens)."""
+        encodings = self._tokenizer.encode_batch(list(texts))
+        longest = max(len(each.ids) for each in encodings)
+        tile = QUESTION_TILE if longest <= QUESTION_TOKENS else TILE
+        width = min(-(-longest // tile) * tile, self._window)  # beyond it a model has no positions
+        return {name: self._padded([getattr(each, _INPUTS[name]) for each in encodings], width, name) for name in inputs}
+
+    def _padded(self, rows: Sequence[Sequence[int]], width: int, name: str) -> npt.NDArray[np.int64]:
+        tensor = np.full((len(rows), width), self._pad if name == "input_ids" else 0, np.int64)
+        for line, row in zip(tensor, rows, strict=True):
+            start = width - len(row) if self._on_the_left else 0
+            line[start : start + len(row)] = row
+        return tensor
 
 
 def _pad_token(folder: ModelFolder, config: dict[str, Any], padding: dict[str, Any] | None) -> str:
@@ -441,8 +454,8 @@ def _quantised(converted: Any, folder: ModelFolder, names: Sequence[str]) -> Any
     overflow = nncf.OverflowFix.ENABLE if overflows_in_int8() else nncf.OverflowFix.DISABLE
 
     spared = [op.get_friendly_name() for op in converted.get_ops() if op.get_type_name() == "MatMul" and _follows_gelu(op)]
-    tokens = tokenizer(folder)
-    tensors = [_tensors([tokens.encode(folder.passage_prefix + text)], names) for text in passages()]
+    tokens = Tokens(folder)
+    tensors = [tokens.tensors([folder.passage_prefix + text], names) for text in passages()]
     return nncf.quantize(
         converted,
         nncf.Dataset(tensors),
@@ -460,7 +473,7 @@ def _follows_gelu(op: Any) -> bool:
 def _check(model: Path, part: Path, reference: Encode, precision: str) -> float:
     """The least cosine between vectors of the converted model and of `reference`."""
     expected = reference(CHECK_TEXTS)
-    converted = Model(ModelFolder(model, model.name), part, precision, "questions", keep=False)
+    converted = Model(ModelFolder(model, model.name), part, precision, "one", keep=False)
     vectors = np.empty_like(expected)
     for start in range(_CHECK_BATCH):
         vectors[start::_CHECK_BATCH] = converted.encode(CHECK_TEXTS[start::_CHECK_BATCH])

@@ -144,3 +144,32 @@ async def test_a_model_that_gives_other_vectors_than_asked_for_is_an_error_and_n
     with pytest.raises(ValueError, match="dimension 3"):
         await batches.encode(["a"], [1], 3)
     assert (await embed(batches, ["after"])).shape == (1, 2)
+
+
+async def test_texts_so_short_that_padding_them_would_cost_more_than_another_batch_wait_for_it(model):
+    with ThreadPoolExecutor(1) as threads:
+        batches = Batches(model.encode, threads, 1, budget=1000)
+        tasks = await begun(model, batches, ["a" * 60], *(["b" * 10] for _ in range(3)), *(["c" * 50] for _ in range(2)))
+        model.may.set()
+        await asyncio.gather(*tasks)
+    assert model.batches[1:] == [["a" * 60, "c" * 50, "c" * 50], ["b" * 10] * 3]
+
+
+async def test_what_has_the_machine_to_itself_is_computed_for_speed(model):
+    alone: list[list[str]] = []
+
+    def for_speed(texts: Sequence[str]) -> np.ndarray:
+        alone.append(list(texts))
+        return model.encode(texts)
+
+    with ThreadPoolExecutor(2) as threads:
+        batches = Batches(model.encode, threads, 2, alone=for_speed)
+        model.may.clear()
+        tasks = []
+        for text in ("first", "beside it", "last"):
+            tasks.append(asyncio.create_task(embed(batches, [text])))
+            await asyncio.sleep(0.02)
+        model.may.set()
+        await asyncio.gather(*tasks)
+        await embed(batches, ["after"])
+    assert alone == [["first"], ["after"]]

@@ -164,7 +164,7 @@ class Fallback:
     def encode(self, texts: Sequence[str]) -> Matrix:
         return np.ones((len(texts), 384), np.float32)
 
-    encode_questions = encode
+    encode_question = encode
 
 
 def test_a_conversion_that_falls_short_is_refused_with_its_figure(cache, folder, tmp_path):
@@ -185,7 +185,7 @@ def test_a_refused_model_runs_on_torch_and_is_not_tried_again(folder, tmp_path, 
 
     for _ in range(2):
         engine = OpenVinoEngine(folder, tmp_path, KEY, convert=refused, fallback=Fallback)
-        assert engine.encode(["x", "y"]).tolist() == engine.encode_questions(["x", "y"]).tolist() == np.ones((2, 384)).tolist()
+        assert engine.encode(["x", "y"]).tolist() == engine.encode_question(["x", "y"]).tolist() == np.ones((2, 384)).tolist()
     assert len(tries) == 1
     assert caplog.text.count("runs on torch") == 2
     assert "cosine 0.98" in caplog.text
