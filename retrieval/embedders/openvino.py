@@ -276,11 +276,13 @@ class Tokens:
         loaded.enable_truncation(self._window)
         self._tokenizer = loaded
 
-    def tensors(self, texts: Sequence[str], inputs: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
-        """By the model's name of each input, of shape (len(texts), tokens)."""
+    def tensors(
+        self, texts: Sequence[str], inputs: Sequence[str], *, tile: int | None = None
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """By the model's name of each input, of shape (len(texts), tokens); padded to multiples of `tile`, if it is given."""
         encodings = self._tokenizer.encode_batch(list(texts))
         longest = max(len(each.ids) for each in encodings)
-        tile = QUESTION_TILE if longest <= QUESTION_TOKENS else TILE
+        tile = tile or (QUESTION_TILE if longest <= QUESTION_TOKENS else TILE)
         width = min(-(-longest // tile) * tile, self._window)  # beyond it a model has no positions
         return {name: self._padded([getattr(each, _INPUTS[name]) for each in encodings], width, name) for name in inputs}
 
@@ -455,7 +457,8 @@ def _quantised(converted: Any, folder: ModelFolder, names: Sequence[str]) -> Any
 
     spared = [op.get_friendly_name() for op in converted.get_ops() if op.get_type_name() == "MatMul" and _follows_gelu(op)]
     tokens = Tokens(folder)
-    tensors = [tokens.tensors([folder.passage_prefix + text], names) for text in passages()]
+    # Whatever padding is at work: the same vectors wherever a model of this name was quantised.
+    tensors = [tokens.tensors([folder.passage_prefix + text], names, tile=TILE) for text in passages()]
     return nncf.quantize(
         converted,
         nncf.Dataset(tensors),
