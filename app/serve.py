@@ -59,6 +59,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], Any] | None = None
         _keep_few_heaps()
         _collect_seldom()
         listener = _listen(settings)
+        _read_ahead(settings)
         server, close, refusal = _web_server(settings)
         socket_file, parent = listener.fileno(), str(os.getpid())
         worker = Child(["worker", "--parent", parent])
@@ -206,6 +207,14 @@ def _collect_seldom() -> None:
         gc.enable()
 
     asyncio.get_running_loop().call_later(SETTLED_SECONDS, settled)
+
+
+def _read_ahead(settings: Settings) -> None:
+    """Begin with the model, much of which needs no interpreter: that has a second's work with importing our modules."""
+    if settings.embedder.startswith("local:") and settings.embedder_engine != "torch":
+        from retrieval.embedders.local import read_ahead
+
+        threading.Thread(target=read_ahead, args=(settings.embedder,), daemon=True).start()
 
 
 def _listen(settings: Settings) -> socket.socket:

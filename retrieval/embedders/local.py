@@ -16,6 +16,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -27,7 +28,7 @@ from retrieval.embedders.batches import Batches
 from retrieval.embedders.cores import available_cores, overflows_in_int8
 from retrieval.embedders.folder import ModelFolder, file_hash
 from retrieval.embedders.unit import clean, unit_rows
-from retrieval.errors import ConfigurationError, EmbedderUnavailable, MissingDependency
+from retrieval.errors import ConfigurationError, EmbedderUnavailable, FootnoteError, MissingDependency
 from retrieval.types import Matrix, Vector
 
 if TYPE_CHECKING:
@@ -103,6 +104,16 @@ async def open_local(
 def _open(spec: str, folder: ModelFolder, cache_dir: str | None, choice: EngineChoice, int8: bool) -> LocalEmbedder:
     fingerprint = folder.fingerprint(INT8_NAME if int8 else REFERENCE_NAME)
     return LocalEmbedder(spec, folder, _engine(folder, fingerprint, cache_dir, choice, int8), fingerprint)
+
+
+def read_ahead(spec: str) -> None:
+    """What opening a model that lies here needs, without opening it: its weights hashed, and OpenVINO imported."""
+    with suppress(FootnoteError, OSError, ImportError):  # whoever opens it says what is wrong
+        model = spec.partition(":")[2].partition("?")[0]
+        folder = _bundled_folder() if _is_bundled(model) else Path(model).expanduser()
+        if folder is not None and folder.is_dir():
+            ModelFolder(folder, model).fingerprint(REFERENCE_NAME)
+            importlib.import_module("retrieval.embedders.openvino").load()
 
 
 class LocalEmbedder:
@@ -260,7 +271,7 @@ def _say_that_openvino_is_missing() -> None:
 
 
 def model_folder(model: str, cache_dir: str | None, token: str | None) -> ModelFolder:
-    if model in {BUNDLED_MODEL, BUNDLED_MODEL.partition("/")[2]}:
+    if _is_bundled(model):
         bundled = _bundled_folder()
         if bundled is not None:
             return ModelFolder(bundled, model)
@@ -270,6 +281,10 @@ def model_folder(model: str, cache_dir: str | None, token: str | None) -> ModelF
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w.-]+)?", model) or model.startswith("."):
         raise ConfigurationError(f"there is no folder {model!r}, and it is not the id of a model on a hub")
     return ModelFolder(_hub_folder(model, cache_dir, token), model)
+
+
+def _is_bundled(model: str) -> bool:
+    return model in {BUNDLED_MODEL, BUNDLED_MODEL.partition("/")[2]}
 
 
 def _bundled_folder() -> Path | None:

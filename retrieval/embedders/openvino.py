@@ -183,7 +183,7 @@ def open_converted(folder: ModelFolder, cache: Path, key: str, accuracy: Accurac
     One process at a time: of several that start together, one converts and the others load what it wrote.
     Raises `Refused`, `Damaged`, `ConversionFailed`, `MissingDependency` and `OSError`.
     """
-    openvino = _openvino()
+    openvino = load()
     best = precisions()[0]
     version = openvino.__version__.partition("-")[0]  # the rest names a branch, with slashes
     target = cache / f"{key}-{version}-{best}"
@@ -200,7 +200,7 @@ def open_converted(folder: ModelFolder, cache: Path, key: str, accuracy: Accurac
 
 def precisions() -> list[str]:
     """What this CPU computes fast, best first: bf16 halves the time where the CPU has it, and is emulated elsewhere."""
-    capable = "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capable = "BF16" in load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ["bf16", "f32"] if capable else ["f32"]
 
 
@@ -236,7 +236,7 @@ class Model:
         }
         if keep:
             options["CACHE_DIR"] = str(target / "compiled")
-        core = _openvino().Core()
+        core = load().Core()
         with suppress(RuntimeError):  # not in its documentation, and a version without it only takes more memory
             core.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": KEPT_KERNELS})
         compiled = core.compile_model(target / "model.xml", "CPU", options)
@@ -312,7 +312,8 @@ def _cosines(some: Matrix, others: Matrix) -> Matrix:
     return cosines
 
 
-def _openvino() -> Any:
+def load() -> Any:
+    """The package; its import takes a tenth of a second."""
     # OpenVINO imports a package that reports conversions to Google Analytics, and does without it where it is missing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
@@ -409,7 +410,7 @@ def _convert(model: Path, accuracy: Accuracy) -> tuple[Encode, Any]:
             vectors: torch.Tensor = self.modules_of_model(dict(zip(names, tokens, strict=True)))["sentence_embedding"]
             return vectors
 
-    openvino = _openvino()
+    openvino = load()
     try:
         with torch.no_grad():
             converted = openvino.convert_model(Pooled().eval(), example_input=tuple(examples[name] for name in names))
@@ -436,7 +437,7 @@ def _save(converted: Any, model: Path, part: Path, reference: Encode, accuracy: 
     found = []
     for precision, small in product(precisions(), (True, False) if accuracy == FULL else (False,)):
         (part / "model.bin").unlink(missing_ok=True)  # a new file, whoever still reads the one before
-        _openvino().save_model(converted, part / "model.xml", compress_to_fp16=small)
+        load().save_model(converted, part / "model.xml", compress_to_fp16=small)
         cosine = _check(model, part, reference, precision)
         if cosine >= accuracy.min_cosine:
             return precision, cosine

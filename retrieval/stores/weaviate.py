@@ -70,6 +70,8 @@ GRACE = 0.25
 """Seconds between switching a marker and deleting the old chunks: a search that began before still finds them."""
 ABANDONED = 900.0
 """Seconds after which a version that never became visible is taken for a crashed writer's."""
+LONG_AGO = 300.0
+"""Seconds: more than the clocks of a cluster's nodes differ, or one is set back, or a write takes that is acknowledged."""
 SEEN_MOST = 100_000
 DOCUMENTS_AT_ONCE = 100
 
@@ -92,10 +94,13 @@ async def open_weaviate(url: str, *, api_key: str | None = None) -> WeaviateStor
 class WeaviateStore:
     """A `VectorStore` on a Weaviate server."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, long_ago: float = LONG_AGO) -> None:
         self._connection = connection
+        self._long_ago = long_ago
         self._objects = Objects(connection)
         self._seen: dict[tuple[str, str], tuple[str | None, float]] = {}
+        self._newest = 0.0
+        """The latest time of a switch that was read, in seconds of the server's clock."""
 
     async def create(self, index: Index) -> None:
         # Asked before each write of a document, so what is there already costs two small requests.
@@ -313,11 +318,11 @@ class WeaviateStore:
         most = min(limit, MOST_RESULTS)
         kept: list[Found] = []
         for _ in range(ROUNDS):
-            started = time.monotonic()
+            started, newest = time.monotonic(), self._newest
             found = await search(most)
             markers = await self._objects.markers(index, {each.document_id for each in found})
             kept = [each for each in found if is_live(each, markers)]
-            settled = self._settled(index, markers, started)
+            settled = self._settled(index, markers, started, newest)
             complete = len(kept) == len(found) or len(kept) >= limit or len(found) < most
             if settled and complete:
                 break
@@ -325,16 +330,20 @@ class WeaviateStore:
                 most = min(2 * most, MOST_RESULTS)
         return kept[:limit]
 
-    def _settled(self, index: Index, markers: Mapping[str, Marker | None], started: float) -> bool:
-        """Whether each marker was seen in this state before `started`, so that the search ran after it was switched.
+    def _settled(self, index: Index, markers: Mapping[str, Marker | None], started: float, newest: float) -> bool:
+        """Whether the search, which began at `started`, ran after each marker was switched.
 
-        Compares only our own readings with our own clock: a writer's clock may be wrong.
+        So it did where the marker was seen in this state before, and where we had read of a switch, `newest`, long after
+        this one. Compares our own readings by our own clock, and the server's by its own: a writer's may be wrong.
         """
         if len(self._seen) > SEEN_MOST:
             self._seen.clear()
+        self._newest = max(self._newest, *(marker.switched for marker in markers.values() if marker), 0.0)
         now, place = time.monotonic(), place_name(index)
         settled = True
         for document_id, marker in markers.items():
+            if marker is not None and marker.switched < newest - self._long_ago:
+                continue
             key = (place, document_id)
             live = marker.live if marker else None
             seen = self._seen.get(key)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from weaviate.classes.config import ConsistencyLevel
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter as Where
-from weaviate.classes.query import Sort
+from weaviate.classes.query import MetadataQuery, Sort
 from weaviate.exceptions import (
     ObjectAlreadyExistsError,
     UnexpectedStatusCodeError,
@@ -44,6 +44,8 @@ class Marker:
 
     live: str
     chunks: int
+    switched: float
+    """When it came to be visible, in seconds of the server's clock."""
 
 
 class Objects:
@@ -95,9 +97,10 @@ class Objects:
         for group in grouped(list(uuids), MARKERS_AT_ONCE):
             async with reading(live_class(index), index) as live:
                 these = Where.by_id().contains_any(group)
-                found = await straight(live).fetch_objects(filters=these, limit=len(group))
+                when = MetadataQuery(last_update_time=True)
+                found = await straight(live).fetch_objects(filters=these, limit=len(group), return_metadata=when)
             for row in found:
-                markers[whose[row.uuid]] = Marker(row.text("live"), row.number("chunks"))
+                markers[whose[row.uuid]] = Marker(row.text("live"), row.number("chunks"), row.updated)
         return markers
 
     async def page(self, index: Index, **query: Any) -> list[Any]:

@@ -20,11 +20,12 @@ _NO_VECTOR = np.empty(0, np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One stored object: its id's 16 bytes, and what the search says of it."""
+    """One stored object: its id's 16 bytes, and what the search says of it; `updated` is in seconds of the server's clock."""
 
     uuid: bytes
     vector: Vector
     score: float
+    updated: float
     _fields: Any
 
     def text(self, name: str) -> str:
@@ -58,4 +59,4 @@ def rows(reply: Any, _options: object) -> list[Row]:
 def _row(fields: Any, metadata: Any) -> Row:
     packed = metadata.vectors[0].vector_bytes if metadata.vectors else metadata.vector_bytes
     vector = np.frombuffer(packed, "<f4") if packed else _NO_VECTOR
-    return Row(metadata.id_as_bytes, vector, metadata.score, fields)
+    return Row(metadata.id_as_bytes, vector, metadata.score, metadata.last_update_time_unix / 1000, fields)

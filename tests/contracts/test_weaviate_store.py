@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 
@@ -11,14 +12,28 @@ import weaviate
 from retrieval.errors import StoreRejected
 from retrieval.stores import open_store
 from retrieval.stores.rows import place_name
-from retrieval.stores.weaviate import ABANDONED, version_at
+from retrieval.stores.weaviate import ABANDONED, WeaviateStore, version_at
 from retrieval.stores.weaviate_address import parse_address
+from retrieval.stores.weaviate_connection import Connection
 from retrieval.stores.weaviate_schema import chunk_class, live_class, to_object
 from retrieval.types import Holding
 from tests.contracts.behind import BehindWeaviate
 from tests.contracts.filter_contract import everything
 from tests.contracts.rows_for_tests import document, holding
 from tests.contracts.store_contract import StoreContract, new_index
+
+
+class Counted(WeaviateStore):
+    """Counts how often the server is searched."""
+
+    searches = 0
+
+    async def _visible(self, index, search, limit):
+        async def counted(most):
+            self.searches += 1
+            return await search(most)
+
+        return await super()._visible(index, counted, limit)
 
 
 class TestWeaviateStore(StoreContract):
@@ -57,6 +72,17 @@ class TestWeaviateStore(StoreContract):
             assert len(await store.scan(index)) == 3
         assert await store.count(index) == 3
         assert await store.count(index, "new") == 0
+
+    async def test_what_was_written_long_before_something_else_is_searched_once(self, store, index, weaviate_url):
+        await store.replace(index, {"old": document("old", 3)})
+        await asyncio.sleep(0.5)
+        await store.replace(index, {"new": document("new", 2, seed=2)})
+        reader = Counted(Connection(parse_address(weaviate_url), None), long_ago=0.2)
+        assert len(await reader.scan(index, document_id="new")) == 2
+        assert reader.searches == 2, "nothing tells yet that it was not written during the search"
+        assert len(await reader.scan(index, document_id="old")) == 3
+        assert reader.searches == 3
+        await reader.close()
 
     async def test_what_a_crashed_writer_left_goes_with_a_later_replace(self, store, index, client):
         chunks = client.collections.use(chunk_class(index)).with_tenant(place_name(index))
