@@ -214,7 +214,7 @@ def _read_ahead(settings: Settings) -> None:
     if settings.embedder.startswith("local:") and settings.embedder_engine != "torch":
         from retrieval.embedders.local import read_ahead
 
-        threading.Thread(target=read_ahead, args=(settings.embedder,), daemon=True).start()
+        threading.Thread(target=read_ahead, args=(settings.embedder,)).start()
 
 
 def _listen(settings: Settings) -> socket.socket:

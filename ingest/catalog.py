@@ -138,7 +138,7 @@ class Catalog:
             await self.database.lock(connection, f"collection:{collection}")
             row = await self._row(connection, sa.select(collections).where(collections.c.name == collection))
             if row is None:
-                raise CollectionNotFound(f"there is no collection {collection!r}")
+                raise _no_collection(collection)
             if live and row["live_generation"]:
                 return generation_of(
                     await self._one(connection, sa.select(generations).where(generations.c.id == row["live_generation"]))
@@ -217,7 +217,7 @@ class Catalog:
             gone = [generation_of(row) for row in (await connection.execute(mine)).mappings()]
             result = await connection.execute(sa.delete(collections).where(collections.c.name == name))
             if not result.rowcount:
-                raise CollectionNotFound(f"there is no collection {name!r}")
+                raise _no_collection(name)
             ids = [generation.id for generation in gone]
             # Jobs before documents, as those who claim and settle lock them.
             await connection.execute(sa.delete(jobs).where(jobs.c.collection == name))

@@ -46,12 +46,9 @@ class Chunking:
 
     def __str__(self) -> str:
         """For people."""
+        size = f"{self.size} tokens" if self.size else f"{BEST_SIZE} tokens (the default)"
         overlap = f", {self.overlap} of them again" if self.overlap else ""
-        return f"{self.size or BEST_SIZE} tokens{overlap}{'' if self.context else ', without titles'}"
-
-    def cuts_like(self, other: Chunking) -> bool:
-        """Whether a document's passages are the same by both."""
-        return str(self) == str(other)
+        return f"{size}{overlap}{'' if self.context else ', without titles'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ class Generations:
                 changes.append(f"embedding model {generation.embedder} -> {embedder.spec}")
             elif generation.schema != schema_of(embedder):
                 changes.append("lexical analysis")
-            if chunking is not None and not chunking.cuts_like(generation.chunking):
+            if chunking is not None and chunking != generation.chunking:
                 changes.append(f"chunks of {generation.chunking} -> {chunking}")
         return Plan(collection.name, collection.documents, collection.chunks, embedder.spec, tuple(changes))
 

@@ -42,7 +42,7 @@ class Written:
     """What a job wrote of a document, to be settled."""
 
     job: Job
-    written: Sequence[Entry]
+    entries: Sequence[Entry]
     source: Mapping[str, Any]
     parts: Sequence[Upload]
     exist: Exist
@@ -107,12 +107,12 @@ class Settling:
         if not lot:
             return
         now = self.rows.clock()
-        written = [entry for each in lot for entry in each.written]
+        written = [entry for each in lot for entry in each.entries]
         await _lock_blobs(self.rows.database, connection, written, [part for each in lot for part in each.parts])
         for texts in {each.texts for each in lot}:  # bound methods of one object are equal, so it mostly is one
-            await require_texts([entry for each in lot if each.texts == texts for entry in each.written], texts)
+            await require_texts([entry for each in lot if each.texts == texts for entry in each.entries], texts)
         await write_entries(
-            connection, [(str(each.job.document_id), entry, each.source) for each in lot for entry in each.written], now
+            connection, [(str(each.job.document_id), entry, each.source) for each in lot for entry in each.entries], now
         )
         await update_documents(
             connection,
@@ -186,4 +186,4 @@ def _outcome(written: Written, document: Mapping[Any, Any] | None, live: str | N
     """Whether it is the newest version that was written, and to where readers look; not yet whether its parts have room."""
     if document is None or document["version"] != written.job.version or document["status"] == "deleting":
         return "superseded"
-    return "settled" if live in {entry.generation.id for entry in written.written} else "moved"
+    return "settled" if live in {entry.generation.id for entry in written.entries} else "moved"

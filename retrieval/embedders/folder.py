@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,12 @@ class ModelFolder:
 def file_hash(file: Path) -> str:
     """SHA-256 in hex. A file that has not changed is read once: a start asks twice for the default model's weights."""
     now = file.stat()
-    return _hash_of(file, now.st_ino, now.st_size, now.st_mtime_ns)
+    with _hashing:
+        return _hash_of(file, now.st_ino, now.st_size, now.st_mtime_ns)
+
+
+_hashing = threading.Lock()
+"""Who asks for a hash that another is at waits for it."""
 
 
 @lru_cache(maxsize=64)

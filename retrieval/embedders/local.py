@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from retrieval.embedders import EngineChoice
-from retrieval.embedders.batches import Batches
+from retrieval.embedders.batches import Batches, padded
 from retrieval.embedders.cores import available_cores, overflows_in_int8
 from retrieval.embedders.folder import ModelFolder, file_hash
 from retrieval.embedders.unit import clean, unit_rows
@@ -40,8 +40,6 @@ SHORT = 500
 """Characters of a question that are counted sooner than another thread is asked to."""
 FEW = 10_000
 """The same of a document's passages."""
-QUESTION_TILE = 8
-"""Questions are padded to multiples of so many tokens: few shapes, for each of which OpenVINO makes kernels."""
 
 REMEMBERED, REMEMBERED_CHARACTERS = 512, 2000
 """Passages whose tokens are remembered, and their characters at most: some 5 MB in all."""
@@ -72,7 +70,7 @@ class Engine(Protocol):
     name: str
     """What computes and in which precision; part of the fingerprint."""
     lanes: int
-    """How many batches of passages it computes at once."""
+    """How many batches it computes at once."""
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """Texts of similar length, shape (len(texts), dimension); called from up to twice `lanes` threads at once."""
@@ -108,9 +106,9 @@ def _open(spec: str, folder: ModelFolder, cache_dir: str | None, choice: EngineC
 
 def read_ahead(spec: str) -> None:
     """What opening a model that lies here needs, without opening it: its weights hashed, and OpenVINO imported."""
-    with suppress(FootnoteError, OSError, ImportError):  # whoever opens it says what is wrong
+    with suppress(FootnoteError, OSError, ImportError, LookupError, TypeError, RuntimeError):  # whoever opens it tells it
         model = spec.partition(":")[2].partition("?")[0]
-        folder = _bundled_folder() if _is_bundled(model) else Path(model).expanduser()
+        folder = _bundled_folder() if _is_bundled(model) else Path(model).expanduser().resolve()
         if folder is not None and folder.is_dir():
             ModelFolder(folder, model).fingerprint(REFERENCE_NAME)
             importlib.import_module("retrieval.embedders.openvino").load()
@@ -125,16 +123,16 @@ class LocalEmbedder:
         self.dimension = folder.dimension
         self.fingerprint = fingerprint or folder.fingerprint(engine.name)
         self.tokenizer = ModelTokenizer(folder)
-        self._besides = folder.max_seq_length - self.tokenizer.window  # tokens of the prefix and the special ones
+        self._besides = self.tokenizer.special + len(self.tokenizer.token_starts(folder.query_prefix))
         self._engine = engine
         self._query_prefix = folder.query_prefix
         self._passage_prefix = folder.passage_prefix
         self._threads = ThreadPoolExecutor(engine.lanes, thread_name_prefix="passages")
         self._passages = Batches(lambda texts: unit_rows(engine.encode(texts)), self._threads, engine.lanes)
-        self._thread = ThreadPoolExecutor(engine.lanes, thread_name_prefix="questions")
+        self._question_threads = ThreadPoolExecutor(engine.lanes, thread_name_prefix="questions")
         self._questions = Batches(
             lambda texts: unit_rows(engine.encode(texts)),
-            self._thread,
+            self._question_threads,
             engine.lanes,
             alone=lambda texts: unit_rows(engine.encode_question(texts)),
         )
@@ -152,22 +150,22 @@ class LocalEmbedder:
         return await self._passages.encode(prefixed, [tokens for _, tokens in fitting], self.dimension)
 
     async def embed_query(self, text: str) -> Vector:
-        """Questions that come while others are computed share the next batch; one that comes alone waits for nothing."""
+        """Questions that come while others are computed share batches; one that comes alone has all cores."""
         if self._closed:
             raise self._closing()
         if len(text) <= SHORT:
             fitting, tokens = self._fitting(text)
         else:
-            fitting, tokens = await self._run(self._thread, lambda: self._fitting(text))
-        padded = -(-(tokens + self._besides) // QUESTION_TILE) * QUESTION_TILE
-        vector: Vector = (await self._questions.encode([self._query_prefix + fitting], [padded], self.dimension))[0]
+            fitting, tokens = await self._run(self._question_threads, lambda: self._fitting(text))
+        prefixed, length = self._query_prefix + fitting, padded(tokens + self._besides)
+        vector: Vector = (await self._questions.encode([prefixed], [length], self.dimension))[0]
         return vector
 
     async def close(self) -> None:
         self._closed = True
         for batches in (self._passages, self._questions):
             batches.close(self._closing())
-        for threads in (self._threads, self._thread):
+        for threads in (self._threads, self._question_threads):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
     async def _run(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
@@ -201,8 +199,8 @@ class ModelTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._remembered = lru_cache(REMEMBERED)(self._token_starts)
-        special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        self.window = folder.max_seq_length - special - len(self.token_starts(folder.passage_prefix))
+        self.special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        self.window = folder.max_seq_length - self.special - len(self.token_starts(folder.passage_prefix))
 
     def token_starts(self, text: str) -> tuple[int, ...]:
         """A passage is cut, counted and embedded by different hands, one soon after the other: it is tokenised once."""
@@ -228,7 +226,8 @@ class TorchEngine:
         with self._lock:
             if self._model is None:
                 self._model = load_torch(self._folder)
-        vectors = self._model.encode(list(texts), batch_size=len(texts), prompt="", show_progress_bar=False)
+            # Within the lock: it takes all cores anyway, and its tokenizer is for one thread at a time.
+            vectors = self._model.encode(list(texts), batch_size=len(texts), prompt="", show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
 
     def encode_question(self, texts: Sequence[str]) -> Matrix:

@@ -28,10 +28,11 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.embedders.batches import TILE, padded
 from retrieval.embedders.calibration import passages
 from retrieval.embedders.cores import available_cores, overflows_in_int8
 from retrieval.embedders.folder import ModelFolder
-from retrieval.embedders.local import INT8_NAME, QUESTION_TILE, REFERENCE_NAME, Engine
+from retrieval.embedders.local import INT8_NAME, REFERENCE_NAME, Engine
 from retrieval.embedders.unit import unit_rows
 from retrieval.errors import ConfigurationError, EmbedderUnavailable, MissingDependency
 from retrieval.types import Matrix
@@ -54,13 +55,8 @@ FULL = Accuracy(REFERENCE_NAME, 0.9999)
 INT8 = Accuracy(INT8_NAME, 0.994)
 
 STREAMS = 2
-"""Batches of passages that are computed side by side, where there are as many cores: a fifth less time than one by one."""
+"""Batches that are computed side by side, where there are as many cores: a fifth less time than one by one."""
 
-TILE = 16
-"""Batches are padded to multiples of so many tokens. Kernels are made for each shape, at a fifth of what a batch costs, and
-the tiles of AMX hold 16 rows anyway."""
-QUESTION_TOKENS = 64
-"""Up to this length they are padded to multiples of `QUESTION_TILE`: there, 16 tokens are a large part of the whole."""
 
 KEPT_KERNELS = 64
 """OpenVINO keeps what it makes for each shape of a batch, 2 MB and more; its own limit of 5,000 is hundreds of MB."""
@@ -142,31 +138,35 @@ class OpenVinoEngine:
         self._convert = convert or convert_in_child
         self._fallback = fallback
         self._loaded: dict[Use, Encode] = {}
-        self._loading = threading.Lock()
+        self._loading: dict[Use, threading.Lock] = {"many": threading.Lock(), "one": threading.Lock()}
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """Raises `ConfigurationError`, `MissingDependency` and `EmbedderUnavailable` if there is no way to compute it."""
-        return self._model("many")(texts)
+        return self._model("many" if self.lanes > 1 else "one")(texts)
 
     def encode_question(self, texts: Sequence[str]) -> Matrix:
         """Raises as `encode` does."""
         return self._model("one")(texts)
 
     def _model(self, use: Use) -> Encode:
-        with self._loading:
-            if use not in self._loaded:
-                self._loaded[use] = self._load(use)
-            return self._loaded[use]
+        if use not in self._loaded:
+            with self._loading[use]:
+                if use not in self._loaded:
+                    self._loaded[use] = self._load(use)
+        return self._loaded[use]
 
     def _load(self, use: Use) -> Encode:
         try:
             return open_converted(self._folder, self._cache, self._key, self._accuracy, self._convert, use)
         except (Refused, Damaged, ConversionFailed, OSError) as exc:
+            if other := next(iter(self._loaded.values()), None):
+                logger.warning("%s runs in one way only, which is slower: %s", self._folder.name, exc)
+                return other
             if self._fallback is None:
                 raise _without_fallback(self._folder, exc) from exc
             logger.warning("%s runs on torch, which is slower: OpenVINO cannot be used (%s)", self._folder.name, exc)
             engine = self._fallback(self._folder.path)
-            self._loaded = {"many": engine.encode, "one": engine.encode_question}
+            self._loaded |= {"many": engine.encode, "one": engine.encode_question}
             return self._loaded[use]
 
 
@@ -281,9 +281,8 @@ class Tokens:
     ) -> dict[str, npt.NDArray[np.int64]]:
         """By the model's name of each input, of shape (len(texts), tokens); padded to multiples of `tile`, if it is given."""
         encodings = self._tokenizer.encode_batch(list(texts))
-        longest = max(len(each.ids) for each in encodings)
-        tile = tile or (QUESTION_TILE if longest <= QUESTION_TOKENS else TILE)
-        width = min(-(-longest // tile) * tile, self._window)  # beyond it a model has no positions
+        longest = max(map(len, encodings))
+        width = min(padded(longest, tile), self._window)  # beyond it a model has no positions
         return {name: self._padded([getattr(each, _INPUTS[name]) for each in encodings], width, name) for name in inputs}
 
     def _padded(self, rows: Sequence[Sequence[int]], width: int, name: str) -> npt.NDArray[np.int64]:
@@ -459,7 +458,8 @@ def _quantised(converted: Any, folder: ModelFolder, names: Sequence[str]) -> Any
     spared = [op.get_friendly_name() for op in converted.get_ops() if op.get_type_name() == "MatMul" and _follows_gelu(op)]
     tokens = Tokens(folder)
     # Whatever padding is at work: the same vectors wherever a model of this name was quantised.
-    tensors = [tokens.tensors([folder.passage_prefix + text], names, tile=TILE) for text in passages()]
+    tile = TILE if folder.max_seq_length % TILE == 0 else 1
+    tensors = [tokens.tensors([folder.passage_prefix + text], names, tile=tile) for text in passages()]
     return nncf.quantize(
         converted,
         nncf.Dataset(tensors),

@@ -9,7 +9,8 @@ Import LanceDB through this module only.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -39,10 +40,20 @@ class _StandIns(MetaPathFinder, Loader):
         """There is nothing in it to run."""
 
 
-def _unchecked_overrides() -> ModuleType:
-    module = ModuleType("overrides")
-    module.__dict__.update(override=lambda method: method, EnforceOverrides=type("EnforceOverrides", (), {}))
-    return module
+@contextmanager
+def _unchecked_overrides() -> Iterator[None]:
+    try:
+        import overrides
+    except ModuleNotFoundError:  # from Python 3.12 on nobody needs it
+        yield
+        return
+    names = vars(overrides)
+    checked = {name: names[name] for name in ("override", "EnforceOverrides")}
+    names.update(override=lambda method: method, EnforceOverrides=type("EnforceOverrides", (), {}))
+    try:
+        yield
+    finally:
+        names.update(checked)
 
 
 class _NoPandas(MetaPathFinder):
@@ -54,18 +65,14 @@ class _NoPandas(MetaPathFinder):
 
 if _CLIENT not in sys.modules:
     sys.meta_path.insert(0, _StandIns())
-_no_pandas, _checked = _NoPandas(), sys.modules.get("overrides")
+_no_pandas = _NoPandas()
 sys.meta_path.insert(0, _no_pandas)
-sys.modules["overrides"] = _unchecked_overrides()
 try:
-    import lancedb
-    from lancedb.index import FTS, BTree, HnswSq
-    from lancedb.query import ColumnOrdering, FullTextOperator, MatchQuery
+    with _unchecked_overrides():
+        import lancedb
+        from lancedb.index import FTS, BTree, HnswSq
+        from lancedb.query import ColumnOrdering, FullTextOperator, MatchQuery
 finally:
-    # The rest of the process may have both.
-    sys.meta_path.remove(_no_pandas)
-    del sys.modules["overrides"]
-    if _checked is not None:
-        sys.modules["overrides"] = _checked
+    sys.meta_path.remove(_no_pandas)  # the rest of the process may have it
 
 __all__ = ["FTS", "BTree", "ColumnOrdering", "FullTextOperator", "HnswSq", "MatchQuery", "lancedb"]

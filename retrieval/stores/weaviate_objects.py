@@ -100,7 +100,8 @@ class Objects:
                 when = MetadataQuery(last_update_time=True)
                 found = await straight(live).fetch_objects(filters=these, limit=len(group), return_metadata=when)
             for row in found:
-                markers[whose[row.uuid]] = Marker(row.text("live"), row.number("chunks"), row.updated)
+                if live := row.text("live"):
+                    markers[whose[row.uuid]] = Marker(live, row.number("chunks"), row.updated)
         return markers
 
     async def page(self, index: Index, **query: Any) -> list[Any]:

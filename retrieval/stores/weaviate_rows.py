@@ -40,8 +40,9 @@ class Row:
 
 
 def straight(part: Any) -> Any:
-    """The queries of a part of a class; what they give is a list of `Row` instead of the client's objects."""
-    query = part.query  # this part's own, so nobody else's answers change
+    """The queries of a part of a class, as `Objects.reading` has just made it; what they give is a list of `Row` instead of
+    the client's objects."""
+    query = part.query
     for name in _conversions(query.__class__):
         setattr(query, name, rows)
     return query
@@ -59,4 +60,5 @@ def rows(reply: Any, _options: object) -> list[Row]:
 def _row(fields: Any, metadata: Any) -> Row:
     packed = metadata.vectors[0].vector_bytes if metadata.vectors else metadata.vector_bytes
     vector = np.frombuffer(packed, "<f4") if packed else _NO_VECTOR
-    return Row(metadata.id_as_bytes, vector, metadata.score, metadata.last_update_time_unix / 1000, fields)
+    uuid = metadata.id_as_bytes.rjust(16, b"\0")  # servers before 1.39 leave out zeros in front
+    return Row(uuid, vector, metadata.score, metadata.last_update_time_unix / 1000, fields)

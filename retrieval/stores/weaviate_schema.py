@@ -212,7 +212,7 @@ def sound_row(item: Any) -> EmbeddedChunk | None:
     held = {name: value for name, value in item.properties.items() if value not in (None, "", [])}
     try:
         vector = np.asarray(item.vector.get("default", ()), dtype=np.float32)
-        row = EmbeddedChunk(chunk_from_json(held["text"], held["chunk"]), vector, held.get("terms", ""))
+        row = EmbeddedChunk(chunk_from_json(held.get("text", ""), held["chunk"]), vector, held.get("terms", ""))
         wanted = to_object(row, unframed(held["version"])).properties
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # the chunk in it is no JSON any more, or lacks a field

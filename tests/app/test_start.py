@@ -23,7 +23,6 @@ HEAVY = {
     "pypdfium2",
     "asyncpg",
     "httpx",
-    "overrides",
 }
 OPEN = """
 import asyncio, json, sys, tempfile

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import weaviate
+from weaviate.proto.v1 import search_get_pb2
 
 from retrieval.errors import StoreRejected
 from retrieval.stores import open_store
@@ -15,6 +16,7 @@ from retrieval.stores.rows import place_name
 from retrieval.stores.weaviate import ABANDONED, WeaviateStore, version_at
 from retrieval.stores.weaviate_address import parse_address
 from retrieval.stores.weaviate_connection import Connection
+from retrieval.stores.weaviate_rows import rows
 from retrieval.stores.weaviate_schema import chunk_class, live_class, to_object
 from retrieval.types import Holding
 from tests.contracts.behind import BehindWeaviate
@@ -34,6 +36,14 @@ class Counted(WeaviateStore):
             return await search(most)
 
         return await super()._visible(index, counted, limit)
+
+
+def test_an_id_whose_first_zeros_an_older_server_left_out_is_whole_again():
+    reply = search_get_pb2.SearchReply()
+    reply.results.add().metadata.id_as_bytes = b"\x01" * 14
+    [row] = rows(reply, None)
+    assert row.uuid == b"\0\0" + b"\x01" * 14
+    assert (row.text("missing"), row.number("missing"), len(row.vector)) == ("", 0, 0)
 
 
 class TestWeaviateStore(StoreContract):

