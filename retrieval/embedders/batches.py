@@ -22,6 +22,8 @@ TILE = 16
 and the tiles of AMX hold 16 rows anyway."""
 SHORT_TILE, SHORT_TOKENS = 8, 64
 """The same up to this length, where 16 tokens are a large part of the whole."""
+FEW = 2
+"""So many questions at once are no load: the first that a service is asked meets the one that it warms itself up with."""
 CALL_TOKENS = 20
 """What a batch costs besides its tokens, in tokens: 2.4 ms of CPU, where a token takes .125 (all-MiniLM-L6-v2 in bf16)."""
 
@@ -61,11 +63,13 @@ class Batches:
         alone: Encode | None = None,
         budget: int = BATCH_TOKENS,
     ) -> None:
-        """`encode` runs on `threads`, up to `lanes` times at once; `alone` in its place where nothing else runs or waits."""
+        """`encode` runs on `threads`, up to `lanes` times at once. Where there are no more than `FEW` texts `alone` computes
+        them, one batch after the other."""
         self._encode = encode
-        self._alone = alone or encode
+        self._alone = alone
         self._threads = threads
-        self._lanes = self._free = lanes
+        self._free = lanes
+        self._computing = 0
         self._budget = budget
         self._closed: Exception | None = None
         self._waiting: list[Text] = []
@@ -96,12 +100,15 @@ class Batches:
 
     def _start(self) -> None:
         while self._waiting and self._free:
-            self._free -= 1
+            encode = self._alone if self._alone and self._computing + len(self._waiting) <= FEW else self._encode
+            if encode is self._alone and self._computing:
+                return  # it has all cores, and is soon done
             batch = next_batch(self._waiting, self._budget)
             taken = set(batch)
             self._waiting = [text for text in self._waiting if text not in taken]
-            is_alone = self._free == self._lanes - 1 and not self._waiting
-            task = asyncio.create_task(self._run(batch, self._alone if is_alone else self._encode))
+            self._free -= 1
+            self._computing += len(batch)
+            task = asyncio.create_task(self._run(batch, encode))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
@@ -116,6 +123,7 @@ class Batches:
             if error and not call.done.done():
                 call.done.set_exception(error)
         self._free += 1
+        self._computing -= len(batch)
         self._start()
 
     async def _compute(self, batch: Sequence[Text], encode: Encode) -> BaseException | None:
