@@ -49,7 +49,7 @@ T = TypeVar("T")
 REFERENCE_NAME = "st-fp32"
 """What sentence-transformers computes in single precision, and every engine whose vectors are the same but for rounding."""
 
-INT8_NAME = "openvino-int8-2-narrow" if overflows_in_int8() else "openvino-int8-2"
+INT8_NAME = "openvino-int8-3-narrow" if overflows_in_int8() else "openvino-int8-3"
 """Quantised to integers: near the reference, not equal to it. Another calibration would be another number, and on a CPU that
 clamps its sums the weights are narrower."""
 

