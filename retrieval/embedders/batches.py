@@ -22,8 +22,6 @@ TILE = 16
 and the tiles of AMX hold 16 rows anyway."""
 SHORT_TILE, SHORT_TOKENS = 8, 64
 """The same up to this length, where 16 tokens are a large part of the whole."""
-FEW = 2
-"""So many questions at once are no load: the first that a service is asked meets the one that it warms itself up with."""
 CALL_TOKENS = 20
 """What a batch costs besides its tokens, in tokens: 2.4 ms of CPU, where a token takes .125 (all-MiniLM-L6-v2 in bf16)."""
 
@@ -54,22 +52,11 @@ class Batches:
     An error is its own caller's: what else was in the batch is computed again without it.
     """
 
-    def __init__(
-        self,
-        encode: Encode,
-        threads: Executor,
-        lanes: int,
-        *,
-        alone: Encode | None = None,
-        budget: int = BATCH_TOKENS,
-    ) -> None:
-        """`encode` runs on `threads`, up to `lanes` times at once. Where there are no more than `FEW` texts `alone` computes
-        them, one batch after the other."""
+    def __init__(self, encode: Encode, threads: Executor, lanes: int, *, budget: int = BATCH_TOKENS) -> None:
+        """`encode` runs on `threads`, up to `lanes` times at once."""
         self._encode = encode
-        self._alone = alone
         self._threads = threads
         self._free = lanes
-        self._computing = 0
         self._budget = budget
         self._closed: Exception | None = None
         self._waiting: list[Text] = []
@@ -100,35 +87,30 @@ class Batches:
 
     def _start(self) -> None:
         while self._waiting and self._free:
-            encode = self._alone if self._alone and self._computing + len(self._waiting) <= FEW else self._encode
-            if encode is self._alone and self._computing:
-                return  # it has all cores, and is soon done
             batch = next_batch(self._waiting, self._budget)
             taken = set(batch)
             self._waiting = [text for text in self._waiting if text not in taken]
             self._free -= 1
-            self._computing += len(batch)
-            task = asyncio.create_task(self._run(batch, encode))
+            task = asyncio.create_task(self._run(batch))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _run(self, batch: Sequence[Text], encode: Encode) -> None:
-        error = await self._compute(batch, encode)
+    async def _run(self, batch: Sequence[Text]) -> None:
+        error = await self._compute(batch)
         calls = list(dict.fromkeys(text.call for text in batch)) if error else []
         for call in calls:
             if call.done.done():  # nobody waits for it any more
                 continue
             if len(calls) > 1:
-                error = await self._compute([text for text in batch if text.call is call], encode)
+                error = await self._compute([text for text in batch if text.call is call])
             if error and not call.done.done():
                 call.done.set_exception(error)
         self._free += 1
-        self._computing -= len(batch)
         self._start()
 
-    async def _compute(self, batch: Sequence[Text], encode: Encode) -> BaseException | None:
+    async def _compute(self, batch: Sequence[Text]) -> BaseException | None:
         """Give each text its vector, or say what went wrong."""
-        [vectors] = await asyncio.gather(self._in_thread(encode, [text.text for text in batch]), return_exceptions=True)
+        [vectors] = await asyncio.gather(self._in_thread([text.text for text in batch]), return_exceptions=True)
         if isinstance(vectors, BaseException):
             return vectors
         if vectors.shape != (len(batch), dimension := batch[0].call.vectors.shape[1]):
@@ -140,8 +122,8 @@ class Batches:
                 text.call.done.set_result(text.call.vectors)
         return None
 
-    async def _in_thread(self, encode: Encode, texts: Sequence[str]) -> Matrix:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, encode, texts)
+    async def _in_thread(self, texts: Sequence[str]) -> Matrix:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, texts)
 
 
 def padded(tokens: int, tile: int | None = None) -> int:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrieval.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # The documented prefixes of the E5 family, whose older folders do not declare them (arXiv:2212.03533).
 E5_QUERY_PREFIX = "query: "
@@ -68,6 +72,36 @@ class ModelFolder:
             self._json(self.transformer / "config.json").get("max_position_embeddings"),
         )
         return min(int(limit) for limit in (*limits, 512) if limit)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Neither pads nor cuts. One for all who count and encode: it takes 9 MB."""
+        return self._tokenizer_and_padding[0]
+
+    @property
+    def pad_token(self) -> str:
+        """Masked out, so a model that declares none takes any token; but some compute positions from it."""
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            declared = self._json(self.transformer / name).get("pad_token")
+            if declared:
+                return str(declared["content"] if isinstance(declared, dict) else declared)
+        return self._tokenizer_and_padding[1]
+
+    @property
+    def pads_on_the_left(self) -> bool:
+        return bool(self._json(self.transformer / "tokenizer_config.json").get("padding_side") == "left")
+
+    @cached_property
+    def _tokenizer_and_padding(self) -> tuple[Tokenizer, str]:
+        # Forks of a process that tokenised in parallel deadlock, and one thread counts a megabyte a second.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from tokenizers import Tokenizer
+
+        loaded = Tokenizer.from_file(str(self.tokenizer_file))
+        padding = str((loaded.padding or {}).get("pad_token") or "[PAD]")
+        loaded.no_truncation()
+        loaded.no_padding()
+        return loaded, padding
 
     @property
     def query_prefix(self) -> str:

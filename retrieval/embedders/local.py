@@ -41,6 +41,10 @@ SHORT = 500
 FEW = 10_000
 """The same of a document's passages."""
 
+QUESTION_TOKENS = 256
+"""Padded tokens of a batch of questions. The model holds 50 kB of memory for each token of the largest batch that it saw, and a
+larger one is hardly faster."""
+
 REMEMBERED, REMEMBERED_CHARACTERS = 512, 2000
 """Passages whose tokens are remembered, and their characters at most: some 5 MB in all."""
 
@@ -74,9 +78,6 @@ class Engine(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """Texts of similar length, shape (len(texts), dimension); called from up to twice `lanes` threads at once."""
-
-    def encode_question(self, texts: Sequence[str]) -> Matrix:
-        """The same of few, mostly one, as fast as it can be done."""
 
 
 async def open_local(
@@ -131,10 +132,7 @@ class LocalEmbedder:
         self._passages = Batches(lambda texts: unit_rows(engine.encode(texts)), self._threads, engine.lanes)
         self._question_threads = ThreadPoolExecutor(engine.lanes, thread_name_prefix="questions")
         self._questions = Batches(
-            lambda texts: unit_rows(engine.encode(texts)),
-            self._question_threads,
-            engine.lanes,
-            alone=lambda texts: unit_rows(engine.encode_question(texts)),
+            lambda texts: unit_rows(engine.encode(texts)), self._question_threads, engine.lanes, budget=QUESTION_TOKENS
         )
         self._closed = False
 
@@ -150,7 +148,7 @@ class LocalEmbedder:
         return await self._passages.encode(prefixed, [tokens for _, tokens in fitting], self.dimension)
 
     async def embed_query(self, text: str) -> Vector:
-        """Questions that come while others are computed share batches; one that comes alone has all cores."""
+        """Questions that come while others are computed share batches."""
         if self._closed:
             raise self._closing()
         if len(text) <= SHORT:
@@ -179,25 +177,18 @@ class LocalEmbedder:
     def _fitting(self, text: str) -> tuple[str, int]:
         """The text as far as the model reads, and its tokens. Chunks are measured before they come here: a cut is a bug."""
         text = clean(text)
-        starts = self.tokenizer.token_starts(text)
-        window = self.tokenizer.window
-        if len(starts) <= window:
-            return text, len(starts)
-        logger.warning("text of %d tokens cut to the window of %d of %s", len(starts), window, self.spec)
-        return text[: starts[window]], window
+        tokens, window = len(self.tokenizer.token_starts(text)), self.tokenizer.window
+        if tokens <= window:
+            return text, tokens
+        logger.warning("text of %d tokens cut to the window of %d of %s", tokens, window, self.spec)
+        return self.tokenizer.cut(text), window
 
 
 class ModelTokenizer:
     """Counts with the model's own tokenizer.json."""
 
     def __init__(self, folder: ModelFolder) -> None:
-        # Forks of a process that tokenised in parallel deadlock, and one thread counts a megabyte a second.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(folder.tokenizer_file))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = folder.tokenizer
         self._remembered = lru_cache(REMEMBERED)(self._token_starts)
         self.special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         self.window = folder.max_seq_length - self.special - len(self.token_starts(folder.passage_prefix))
@@ -205,6 +196,11 @@ class ModelTokenizer:
     def token_starts(self, text: str) -> tuple[int, ...]:
         """A passage is cut, counted and embedded by different hands, one soon after the other: it is tokenised once."""
         return self._remembered(text) if len(text) <= REMEMBERED_CHARACTERS else self._token_starts(text)
+
+    def cut(self, text: str) -> str:
+        """As much of the text as the model reads."""
+        starts = self.token_starts(text)
+        return text if len(starts) <= self.window else text[: starts[self.window]]
 
     def _token_starts(self, text: str) -> tuple[int, ...]:
         encoding = self._tokenizer.encode(clean(text), add_special_tokens=False)
@@ -229,9 +225,6 @@ class TorchEngine:
             # Within the lock: it takes all cores anyway, and its tokenizer is for one thread at a time.
             vectors = self._model.encode(list(texts), batch_size=len(texts), prompt="", show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
-
-    def encode_question(self, texts: Sequence[str]) -> Matrix:
-        return self.encode(texts)
 
 
 def load_torch(folder: Path) -> SentenceTransformer:

@@ -1,8 +1,7 @@
 """sentence-transformers models on OpenVINO: on a CPU with bf16 twice as fast as torch, and loaded in well under a second.
 
 A model is converted once per machine and version of OpenVINO, in a process of its own (`openvino_conversion.py`), so that
-neither the server nor the worker ever imports torch. It is compiled in two ways, each when it is first needed: for a question
-alone, and for batches, of passages or of questions that come at the same time.
+neither the server nor the worker ever imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal, TypeAlias
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -67,8 +66,6 @@ INPUTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_id
 """What models call it, and what `tokenizers` does."""
 MANIFEST = "manifest.json"
 
-Use: TypeAlias = Literal["many", "one"]
-"""Batches side by side, or one text by all cores, which takes two thirds of the time and more CPU."""
 Encode = Callable[[Sequence[str]], Matrix]
 Convert = Callable[[Path, Path, Accuracy], None]
 """Takes the model's folder and an empty one; leaves there the converted model, or the reason why there is none."""
@@ -112,37 +109,24 @@ class OpenVinoEngine:
         self._accuracy = accuracy
         self._convert = convert or convert_in_child
         self._fallback = fallback
-        self._loaded: dict[Use, Encode] = {}
-        self._loading: dict[Use, threading.Lock] = {"many": threading.Lock(), "one": threading.Lock()}
+        self._loaded: Encode | None = None
+        self._loading = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """Raises `ConfigurationError`, `MissingDependency` and `EmbedderUnavailable` if there is no way to compute it."""
-        return self._model("many" if self.lanes > 1 else "one")(texts)
+        if self._loaded is None:
+            with self._loading:
+                self._loaded = self._loaded or self._load()
+        return self._loaded(texts)
 
-    def encode_question(self, texts: Sequence[str]) -> Matrix:
-        """Raises as `encode` does."""
-        return self._model("one")(texts)
-
-    def _model(self, use: Use) -> Encode:
-        if use not in self._loaded:
-            with self._loading[use]:
-                if use not in self._loaded:
-                    self._loaded[use] = self._load(use)
-        return self._loaded[use]
-
-    def _load(self, use: Use) -> Encode:
+    def _load(self) -> Encode:
         try:
-            return open_converted(self._folder, self._cache, self._key, self._accuracy, self._convert, use)
+            return open_converted(self._folder, self._cache, self._key, self._accuracy, self._convert)
         except (Refused, Damaged, ConversionFailed, OSError) as exc:
-            if other := next(iter(self._loaded.values()), None):
-                logger.warning("%s runs in one way only, which is slower: %s", self._folder.name, exc)
-                return other
             if self._fallback is None:
                 raise _without_fallback(self._folder, exc) from exc
             logger.warning("%s runs on torch, which is slower: OpenVINO cannot be used (%s)", self._folder.name, exc)
-            engine = self._fallback(self._folder.path)
-            self._loaded |= {"many": engine.encode, "one": engine.encode_question}
-            return self._loaded[use]
+            return self._fallback(self._folder.path).encode
 
 
 def _without_fallback(folder: ModelFolder, why: Exception) -> ConfigurationError | EmbedderUnavailable:
@@ -152,7 +136,7 @@ def _without_fallback(folder: ModelFolder, why: Exception) -> ConfigurationError
     return EmbedderUnavailable(message)
 
 
-def open_converted(folder: ModelFolder, cache: Path, key: str, accuracy: Accuracy, convert: Convert, use: Use) -> Encode:
+def open_converted(folder: ModelFolder, cache: Path, key: str, accuracy: Accuracy, convert: Convert) -> Encode:
     """The model of `folder` ready to run, converted first if it is not below `cache` or is damaged there. Blocks.
 
     One process at a time: of several that start together, one converts and the others load what it wrote.
@@ -166,11 +150,11 @@ def open_converted(folder: ModelFolder, cache: Path, key: str, accuracy: Accurac
     with _locked(cache / f"{target.name}.lock"):
         if target.is_dir():
             try:
-                return _open(folder, target, accuracy, use)
+                return _open(folder, target, accuracy)
             except Damaged as exc:
                 logger.warning("the converted model %s is damaged and is made again (%s)", target.name, exc)
         _convert_into(target, folder, accuracy, convert)
-        return _open(folder, target, accuracy, use)
+        return _open(folder, target, accuracy)
 
 
 def precisions() -> list[str]:
@@ -179,13 +163,13 @@ def precisions() -> list[str]:
     return ["bf16", "f32"] if capable else ["f32"]
 
 
-def _open(folder: ModelFolder, target: Path, accuracy: Accuracy, use: Use) -> Encode:
+def _open(folder: ModelFolder, target: Path, accuracy: Accuracy) -> Encode:
     """Raises `Refused` if the conversion ended so, `Damaged` if it does not give the vector that was noted then."""
     try:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         if manifest["refused"]:
             raise Refused(manifest["refused"])
-        model = Model(folder, target, manifest["precision"], use, keep=True)
+        model = Model(folder, target, manifest["precision"], keep=True)
         cosine = cosines(model.encode([PROBE]), np.asarray([manifest["probe"]])).min()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as exc:  # OpenVINO's own are RuntimeErrors
         raise Damaged(f"{type(exc).__name__}: {exc}".splitlines()[0]) from exc
@@ -195,14 +179,14 @@ def _open(folder: ModelFolder, target: Path, accuracy: Accuracy, use: Use) -> En
 
 
 class Model:
-    """A converted model, compiled for this CPU and for one use. Raises `RuntimeError` where OpenVINO cannot read it."""
+    """A converted model, compiled for this CPU. Raises `RuntimeError` where OpenVINO cannot read it."""
 
-    def __init__(self, folder: ModelFolder, target: Path, precision: str, use: Use, *, keep: bool) -> None:
+    def __init__(self, folder: ModelFolder, target: Path, precision: str, *, keep: bool) -> None:
         """`keep` writes what is compiled beside the model, which halves the time of the next start."""
         cores = available_cores()
-        streams = min(STREAMS, cores) if use == "many" else 1
+        streams = min(STREAMS, cores)
         options = {
-            "PERFORMANCE_HINT": "THROUGHPUT" if use == "many" else "LATENCY",
+            "PERFORMANCE_HINT": "THROUGHPUT" if streams > 1 else "LATENCY",
             "NUM_STREAMS": streams,
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": cores,
@@ -233,23 +217,16 @@ class Model:
 
 
 class Tokens:
-    """The model's own tokenizer, cutting at the model's window; texts of a batch are padded to the longest or little more.
+    """What a model reads of texts; those of a batch are padded to the longest or little more.
 
-    What tokenizer.json says of both is somebody's training run: all-MiniLM-L6-v2 would pad and cut at 128.
+    What tokenizer.json says of that is somebody's training run: all-MiniLM-L6-v2 would pad to 128.
     """
 
     def __init__(self, folder: ModelFolder) -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        from tokenizers import Tokenizer
-
-        loaded = Tokenizer.from_file(str(folder.tokenizer_file))
-        config = _json(folder.transformer / "tokenizer_config.json")
-        self._pad = loaded.token_to_id(_pad_token(folder, config, loaded.padding)) or 0
-        self._on_the_left = config.get("padding_side", "right") == "left"
+        self._tokenizer = folder.tokenizer
+        self._pad = self._tokenizer.token_to_id(folder.pad_token) or 0
+        self._on_the_left = folder.pads_on_the_left
         self._window = folder.max_seq_length
-        loaded.no_padding()
-        loaded.enable_truncation(self._window)
-        self._tokenizer = loaded
 
     def tensors(
         self, texts: Sequence[str], inputs: Sequence[str], *, tile: int | None = None
@@ -266,19 +243,6 @@ class Tokens:
             start = width - len(row) if self._on_the_left else 0
             line[start : start + len(row)] = row
         return tensor
-
-
-def _pad_token(folder: ModelFolder, config: dict[str, Any], padding: dict[str, Any] | None) -> str:
-    """Masked out, so a model that declares none takes any token; but some compute positions from it."""
-    declared = config.get("pad_token") or _json(folder.transformer / "special_tokens_map.json").get("pad_token")
-    if isinstance(declared, dict):
-        declared = declared.get("content")
-    return str(declared or (padding or {}).get("pad_token") or "[PAD]")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return values
 
 
 def cosines(some: Matrix, others: Matrix) -> Matrix:

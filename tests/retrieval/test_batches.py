@@ -155,26 +155,6 @@ async def test_texts_so_short_that_padding_them_would_cost_more_than_another_bat
     assert model.batches[1:] == [["a" * 60, "c" * 50, "c" * 50], ["b" * 10] * 3]
 
 
-async def test_what_has_the_machine_to_itself_is_computed_for_speed(model):
-    alone: list[list[str]] = []
-
-    def for_speed(texts: Sequence[str]) -> np.ndarray:
-        alone.append(list(texts))
-        return model.encode(texts)
-
-    with ThreadPoolExecutor(2) as threads:
-        batches = Batches(model.encode, threads, 2, alone=for_speed)
-        model.may.clear()
-        tasks = []
-        for text in ("first", "beside it", "last"):
-            tasks.append(asyncio.create_task(embed(batches, [text])))
-            await asyncio.sleep(0.02)
-        model.may.set()
-        await asyncio.gather(*tasks)
-        await embed(batches, ["after"])
-    assert alone == [["first"], ["after"]]
-
-
 async def test_after_closing_nobody_is_left_waiting(model):
     with ThreadPoolExecutor(1) as threads:
         batches = Batches(model.encode, threads, 1)

@@ -24,7 +24,7 @@ from tests.contracts.embedder_contract import TEXTS, EmbedderContract
 
 pytest.importorskip("openvino")
 from retrieval.embedders import openvino, openvino_conversion
-from retrieval.embedders.openvino import FULL, INT8, ConversionFailed, OpenVinoEngine, Refused, Tokens
+from retrieval.embedders.openvino import FULL, INT8, OpenVinoEngine, Refused, Tokens
 from retrieval.embedders.openvino_conversion import CHECK_TEXTS, SAME
 
 LOCAL = f"local:{BUNDLED_MODEL}"
@@ -153,24 +153,6 @@ def test_a_damaged_conversion_is_made_again(damage, cache, folder, tmp_path, cap
     assert "torch" not in caplog.text
 
 
-@pytest.mark.skipif(openvino.available_cores() == 1, reason="one core has one way of running a model")
-def test_a_second_way_that_cannot_be_loaded_leaves_the_first_at_work(cache, folder, tmp_path, caplog):
-    good = converted(cache / "openvino")
-
-    def once(_, part, accuracy):
-        if "one" in engine._loaded:
-            raise ConversionFailed("no second time")
-        shutil.copytree(good, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("compiled"))
-
-    engine = OpenVinoEngine(folder, tmp_path, KEY, convert=once, fallback=Fallback)
-    alone = engine.encode_question(["What is a vault?"])
-    shutil.rmtree(converted(tmp_path))
-    assert np.allclose(engine.encode(["What is a vault?"]), alone, atol=1e-6)
-    assert np.allclose(engine.encode_question(["What is a vault?"]), alone, atol=1e-6)
-    assert "no second time" in caplog.text
-    assert "torch" not in caplog.text
-
-
 class Fallback:
     """An engine in torch's place, without the seconds that torch takes."""
 
@@ -182,8 +164,6 @@ class Fallback:
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         return np.ones((len(texts), 384), np.float32)
-
-    encode_question = encode
 
 
 def test_a_conversion_that_falls_short_is_refused_with_its_figure(cache, folder, tmp_path):
@@ -223,7 +203,7 @@ def test_a_refused_model_runs_on_torch_and_is_not_tried_again(folder, tmp_path, 
 
     for _ in range(2):
         engine = OpenVinoEngine(folder, tmp_path, KEY, convert=refused, fallback=Fallback)
-        assert engine.encode(["x", "y"]).tolist() == engine.encode_question(["x", "y"]).tolist() == np.ones((2, 384)).tolist()
+        assert engine.encode(["x", "y"]).tolist() == np.ones((2, 384)).tolist()
     assert len(tries) == 1
     assert caplog.text.count("runs on torch") == 2
     assert "cosine 0.98" in caplog.text
