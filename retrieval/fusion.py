@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-T = TypeVar("T")
+from retrieval.types import Scores
 
-Scores = npt.NDArray[np.float64]
-"""Shape (n,), one score per candidate."""
+T = TypeVar("T")
 
 # Differences below this are rounding noise of float32 cosines: such a list says nothing, and must not be blown up.
 _NOISE = 1e-6
@@ -73,6 +73,7 @@ def _peak(scores: Scores) -> float:
     return (float(scores.max()) - float(scores.mean())) / deviation if deviation > _NOISE else 0.0
 
 
+@lru_cache(maxsize=1024)
 def _normal(text: str) -> str:
     """Punctuation stays: 1.5 is not 15."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

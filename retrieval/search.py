@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from retrieval.embedders import Embedder
 from retrieval.errors import DimensionMismatch
 from retrieval.fusion import distinct, fuse
 from retrieval.stores import VectorStore
-from retrieval.stores.rows import cosines
-from retrieval.types import Candidate, Hit, Index, Query, Vector
+from retrieval.stores.rows import cosines, ranked
+from retrieval.types import NO_CANDIDATES, Candidates, Chunk, Hit, Index, Query, Scores, Vector
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -70,7 +70,7 @@ class Searcher:
         total_s = time.perf_counter() - started
         return Result(best, MappingProxyType({"embed": 1000 * embed_s, "search": 1000 * (total_s - embed_s)}))
 
-    async def _nearest(self, index: Index, query: Query, limit: int) -> tuple[Vector, list[Candidate], float]:
+    async def _nearest(self, index: Index, query: Query, limit: int) -> tuple[Vector, Candidates, float]:
         """The question's vector, the chunks nearest to it, and the seconds that embedding took."""
         started = time.perf_counter()
         vector = await self.embedder.embed_query(query.text)
@@ -82,8 +82,8 @@ class Searcher:
             )
         return vector, await self.store.nearest(index, vector, limit, query.filter), embed_s
 
-    async def _keyword(self, index: Index, query: Query, terms: Sequence[str], limit: int) -> list[Candidate]:
-        return await self.store.keyword(index, terms, limit, query.filter) if terms else []
+    async def _keyword(self, index: Index, query: Query, terms: Sequence[str], limit: int) -> Candidates:
+        return await self.store.keyword(index, terms, limit, query.filter) if terms else NO_CANDIDATES
 
 
 async def _together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
@@ -97,49 +97,57 @@ async def _together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Scored(NamedTuple):
-    """A candidate with what its hit will say."""
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Candidates with what their hits will say, in any order."""
 
-    found: Candidate
-    score: float
-    vector_score: float
-    keyword_score: float
-
-
-def _by_keyword(matching: Iterable[Candidate]) -> list[_Scored]:
-    return [_Scored(found, found.score, 0.0, found.score) for found in matching]
+    ids: Sequence[str]
+    scores: Scores
+    vector_scores: Scores
+    keyword_scores: Scores
+    read: Callable[[int], Chunk]
 
 
-def _by_vector(nearest: Iterable[Candidate]) -> list[_Scored]:
-    return [_Scored(found, found.score, found.score, 0.0) for found in nearest]
+def _by_keyword(matching: Candidates) -> _Scored:
+    return _Scored(matching.ids, matching.scores, np.zeros(len(matching)), matching.scores, matching.read)
 
 
-def _by_both(vector: Vector, nearest: Sequence[Candidate], matching: Sequence[Candidate]) -> list[_Scored]:
+def _by_vector(nearest: Candidates) -> _Scored:
+    return _Scored(nearest.ids, nearest.scores, nearest.scores, np.zeros(len(nearest)), nearest.read)
+
+
+def _by_both(vector: Vector, nearest: Candidates, matching: Candidates) -> _Scored:
     """The union of both lists, scored by `fuse`.
 
     The cosine of every candidate comes from its stored vector, also where only the words found it: without it fusion loses
     1 to 9 points. What only the vectors found keeps a keyword score of 0, which loses nothing.
     """
-    keyword_scores = {found.id: found.score for found in matching}
-    alike = {found.id for found in nearest}
-    others = [found for found in matching if found.id not in alike]
-    candidates = [*nearest, *others]
-    if not candidates:
-        return []
-    vector_scores = [found.score for found in nearest]
-    if others:
-        vector_scores += cosines(np.stack([found.vector for found in others]), vector).tolist()
-    keywords = [keyword_scores.get(found.id, 0.0) for found in candidates]
-    judges = {found.id for found in (*nearest[:JUDGES], *matching[:JUDGES])}
-    fused = fuse(vector_scores, keywords, [found.id in judges for found in candidates])
-    return list(map(_Scored, candidates, fused.tolist(), vector_scores, keywords))
+    place_of = {id_: place for place, id_ in enumerate(nearest.ids)}
+    places = np.array([place_of.setdefault(id_, len(place_of)) for id_ in matching.ids], np.intp)
+    others = np.flatnonzero(places >= len(nearest))  # found by words only; they come after the nearest
+    alike = cosines(matching.vectors(others), vector) if len(others) else np.empty(0)
+    vector_scores = np.concatenate([nearest.scores, alike])
+    keyword_scores = np.zeros(len(place_of))
+    keyword_scores[places] = matching.scores
+    judges = np.zeros(len(place_of), bool)
+    judges[: min(JUDGES, len(nearest))] = True
+    judges[places[:JUDGES]] = True
+
+    def read(place: int) -> Chunk:
+        return nearest.read(place) if place < len(nearest) else matching.read(int(others[place - len(nearest)]))
+
+    return _Scored(list(place_of), fuse(vector_scores, keyword_scores, judges), vector_scores, keyword_scores, read)
 
 
-def _best(scored: Iterable[_Scored], top_k: int) -> tuple[Hit, ...]:
+def _best(scored: _Scored, top_k: int) -> tuple[Hit, ...]:
     """The best hits of distinct texts; equal scores go by chunk id, so that the order never depends on the store's.
 
     Chunks are read in that order, and no more of them than it takes.
     """
-    ranked = sorted(scored, key=lambda each: (-each.score, each.found.id))
-    hits = (Hit(each.found.read(), each.score, each.vector_score, each.keyword_score) for each in ranked)
+
+    def hit(place: int) -> Hit:
+        score, by_vector, by_keyword = scored.scores[place], scored.vector_scores[place], scored.keyword_scores[place]
+        return Hit(scored.read(place), float(score), float(by_vector), float(by_keyword))
+
+    hits = map(hit, ranked(scored.ids, scored.scores, len(scored.ids)).tolist())
     return tuple(islice(distinct(hits, lambda hit: hit.chunk.text), top_k))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,12 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 
 Matrix: TypeAlias = npt.NDArray[np.float32]
 """Shape (n, dimension), each row of unit length."""
+
+Scores: TypeAlias = npt.NDArray[np.float64]
+"""Shape (n,), one score per candidate or row."""
+
+Places: TypeAlias = npt.NDArray[np.intp]
+"""Shape (n,), positions in a list."""
 
 Scalar: TypeAlias = str | int | float | bool
 MetadataValue: TypeAlias = Scalar | tuple[str, ...]
@@ -90,21 +96,49 @@ class Holding:
 
 
 class Candidate(NamedTuple):
-    """A chunk that one of the two primitive searches found, with its stored vector.
-
-    `score` is the cosine similarity for `nearest` and the BM25 score (k1 1.2, b 0.75, with the factor k1 + 1)
-    for `keyword`. `read` gives the chunk: ten of some two hundred candidates are shown, and only those are worth decoding.
-    A tuple, since it is made in half the time.
-    """
+    """A chunk that one of the two primitive searches found; its fields are those of `Candidates`."""
 
     id: str
     vector: Vector
     score: float
-    read: Callable[[], Chunk]
+    chunk: Chunk
 
-    @property
-    def chunk(self) -> Chunk:
-        return self.read()
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates(Sequence[Candidate]):
+    """What one of the two primitive searches found, best first.
+
+    A hybrid search looks at some two hundred candidates and shows ten: only those are worth decoding, and an object for each
+    would take a third of its time. Taken one by one they are whole.
+    """
+
+    ids: Sequence[str]
+    scores: Scores
+    """Cosine similarities for `nearest`, BM25 scores (k1 1.2, b 0.75, with the factor k1 + 1) for `keyword`."""
+    vectors: Callable[[Places], Matrix]
+    """The stored vectors of those at some places, of shape (len(places), dimension)."""
+    read: Callable[[int], Chunk]
+    """The chunk at a place."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, at: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Candidate]: ...
+    def __getitem__(self, at: int | slice) -> Candidate | list[Candidate]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        place = range(len(self))[at]
+        return Candidate(self.ids[place], self.vectors(np.array([place]))[0], float(self.scores[place]), self.read(place))
+
+
+def _of_nothing(_: object) -> Any:
+    raise IndexError("nothing was found")
+
+
+NO_CANDIDATES = Candidates((), np.empty(0), _of_nothing, _of_nothing)
 
 
 @dataclass(frozen=True, slots=True)

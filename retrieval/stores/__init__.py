@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from retrieval.registry import Registry
-from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Holding, Index, Vector
+from retrieval.types import Candidates, Chunk, EmbeddedChunk, Filter, Holding, Index, Vector
 
 
 class Inventory(Protocol):
@@ -54,10 +54,10 @@ class VectorStore(Inventory, Protocol):
         searchable. `DimensionMismatch` before anything is written if a vector's length is not the index's.
         """
 
-    async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> list[Candidate]:
+    async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> Candidates:
         """The `limit` chunks of highest cosine similarity, best first."""
 
-    async def keyword(self, index: Index, terms: Sequence[str], limit: int, filter: Filter | None = None) -> list[Candidate]:
+    async def keyword(self, index: Index, terms: Sequence[str], limit: int, filter: Filter | None = None) -> Candidates:
         """The `limit` chunks of highest BM25 score over analysed terms (any may match), best first; no terms, no hits."""
 
     async def scan(

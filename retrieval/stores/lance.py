@@ -49,7 +49,7 @@ from retrieval.stores.lance_table import (
     vectors_of,
 )
 from retrieval.stores.rows import check_dimension, check_vector, check_vectors, cosines, place_name
-from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Holding, Index, Vector
+from retrieval.types import NO_CANDIDATES, Candidates, Chunk, EmbeddedChunk, Filter, Holding, Index, Vector
 
 T = TypeVar("T")
 
@@ -171,12 +171,12 @@ class LanceStore:
                 await replace_documents(table, documents)
         self._tidy_soon(name)
 
-    async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> list[Candidate]:
+    async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> Candidates:
         check_vector(index, vector)
         if resident := await self._resident(index, limit, filter):
             return resident.nearest(vector, limit)
 
-        async def search(table: Any, where: str | None) -> list[Candidate]:
+        async def search(table: Any, where: str | None) -> Candidates:
             query = table.query().select([*SEARCHED, "_distance"]).nearest_to(vector).column("vector").distance_type("cosine")
             query = query.nprobes(PROBES).refine_factor(REFINE).ef(max(EF, REFINE * limit))
             rows = await limited(query, where, limit)
@@ -190,13 +190,13 @@ class LanceStore:
         terms: Sequence[str],
         limit: int,
         filter: Filter | None = None,
-    ) -> list[Candidate]:
+    ) -> Candidates:
         if not terms:
-            return []
+            return NO_CANDIDATES
         if resident := await self._resident(index, limit, filter):
             return resident.keyword(terms, limit)
 
-        async def search(table: Any, where: str | None) -> list[Candidate]:
+        async def search(table: Any, where: str | None) -> Candidates:
             query = table.query().select([*SEARCHED, "_score"]).nearest_to_text(any_of_terms(terms))
             rows = await limited(query, where, limit)
             return candidates(rows, rows["_score"].to_numpy().astype(np.float64), limit)
@@ -288,16 +288,16 @@ class LanceStore:
         index: Index,
         limit: int,
         filter_: Filter | None,
-        search: Callable[[Any, str | None], Awaitable[list[Candidate]]],
-    ) -> list[Candidate]:
-        async def work(table: Any) -> list[Candidate]:
+        search: Callable[[Any, str | None], Awaitable[Candidates]],
+    ) -> Candidates:
+        async def work(table: Any) -> Candidates:
             # A filter asks the columns that exist in the very version that is searched, so no other writer can be missed.
             node = True if filter_ is None else resolve(filter_, (await table.schema()).names)
             if isinstance(node, bool):
-                return await search(table, None) if node else []
+                return await search(table, None) if node else NO_CANDIDATES
             return await search(table, to_sql(node))
 
-        return await self._read(index, work, []) if limit > 0 else []
+        return await self._read(index, work, NO_CANDIDATES) if limit > 0 else NO_CANDIDATES
 
     async def _read(self, index: Index, work: Callable[[Any], Awaitable[T]], empty: T) -> T:
         name = place_name(index)

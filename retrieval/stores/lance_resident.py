@@ -16,11 +16,11 @@ import asyncio
 import logging
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,8 +29,8 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from retrieval.stores.lance_table import CHUNK_COLUMNS, SEARCHED, chunk_at, vectors_of
-from retrieval.stores.rows import Scores, cosines, ranked
-from retrieval.types import Candidate, Matrix, Vector
+from retrieval.stores.rows import cosines, ranked
+from retrieval.types import Candidates, Chunk, Matrix, Places, Scores, Vector
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,6 @@ Version: TypeAlias = tuple[int, int]
 """Inode and time of change (ns) of a table's `_versions`."""
 Manifest: TypeAlias = tuple[int, int]
 """Inode and time of change (ns) of the file that a commit wrote: another table of the same name has others."""
-Places: TypeAlias = npt.NDArray[np.intp]
 Addresses: TypeAlias = npt.NDArray[np.uint64]
 
 
@@ -144,8 +143,8 @@ class Resident:
         self.number = number
         self.manifest = manifest
         self.parts = parts
-        self._starts = np.cumsum([0, *(len(part.ids) for part in parts)])
-        self.alive = np.ones(self._starts[-1], bool) if alive is None else alive
+        self._firsts: list[int] = np.cumsum([0, *(len(part.ids) for part in parts)]).tolist()
+        self.alive = np.ones(self._firsts[-1], bool) if alive is None else alive
         self.rows = int(self.alive.sum())
         lengths = np.concatenate([part.words.lengths for part in parts])
         mean = lengths[self.alive].mean() if self.rows else 0.0
@@ -161,7 +160,7 @@ class Resident:
         alive = self.alive & np.isin(self.addresses, addresses)
         return alive, np.setdiff1d(addresses, self.addresses[alive])
 
-    def nearest(self, vector: Vector, limit: int) -> list[Candidate]:
+    def nearest(self, vector: Vector, limit: int) -> Candidates:
         """As `VectorStore.nearest`: a fast look at all rows, then the exact cosines of those that may be among the best."""
         rough = np.concatenate([part.vectors @ vector for part in self.parts])
         rough[~self.alive] = -np.inf
@@ -169,7 +168,7 @@ class Resident:
         near = np.flatnonzero((rough >= least) & self.alive)
         return self._best(near, cosines(self._vectors(near), vector), limit)
 
-    def keyword(self, terms: Sequence[str], limit: int) -> list[Candidate]:
+    def keyword(self, terms: Sequence[str], limit: int) -> Candidates:
         """As `VectorStore.keyword`."""
         scores = self.scores(terms)
         found = np.flatnonzero(scores)
@@ -177,40 +176,46 @@ class Resident:
 
     def scores(self, terms: Sequence[str]) -> Scores:
         """The BM25 score of each row of all parts; 0 where no term occurs, and of the dead."""
-        scores = np.zeros(len(self.alive))
-        for term in terms:
-            found = [(start + held[0], held[1]) for start, held in self._holding(term)]
-            if not found:
-                continue
-            rows, counts = (np.concatenate(each) for each in zip(*found, strict=True))
+        held = [(at, first + found[0], found[1]) for at, term in enumerate(terms) for first, found in self._holding(term)]
+        if not held:
+            return np.zeros(len(self.alive))
+        rows, counts = np.concatenate([each[1] for each in held]), np.concatenate([each[2] for each in held])
+        term = np.repeat([each[0] for each in held], [len(each[1]) for each in held])
+        if self.rows < len(self.alive):
             living = self.alive[rows]
-            rows, counts = rows[living], counts[living]
-            idf = np.log1p((self.rows - len(rows) + 0.5) / (len(rows) + 0.5))
-            scores[rows] += (K1 + 1) * idf * counts / (counts + self._norm[rows])
-        return scores
+            rows, counts, term = rows[living], counts[living], term[living]
+        frequency = np.bincount(term, minlength=len(terms))
+        idf = np.log1p((self.rows - frequency + 0.5) / (frequency + 0.5))
+        points = (K1 + 1) * idf[term] * counts / (counts + self._norm[rows])
+        return np.bincount(rows, points, len(self.alive)).astype(np.float64, copy=False)
 
     def _holding(self, term: str) -> list[tuple[int, tuple[Places, npt.NDArray[np.float32]]]]:
-        held = ((int(start), part.words.of(term)) for start, part in zip(self._starts, self.parts, strict=False))
+        held = ((start, part.words.of(term)) for start, part in zip(self._firsts, self.parts, strict=False))
         return [(start, found) for start, found in held if found is not None]
 
-    def _best(self, places: Places, scores: Scores, limit: int) -> list[Candidate]:
+    def _best(self, places: Places, scores: Scores, limit: int) -> Candidates:
         if len(scores) > limit:  # of the many rows that hold some word, few need names
             good = scores >= np.partition(scores, -limit)[-limit]
             places, scores = places[good], scores[good]
-        homes = np.searchsorted(self._starts, places, side="right") - 1
-        parts, rows = [self.parts[home] for home in homes.tolist()], (places - self._starts[homes]).tolist()
-        ids = [part.ids[row] for part, row in zip(parts, rows, strict=True)]
-        points = scores.tolist()
-        return [
-            Candidate(ids[at], parts[at].vectors[rows[at]], points[at], partial(parts[at].read, rows[at]))
-            for at in ranked(ids, scores, limit)
-        ]
+        ids = [part.ids[row] for part, row in map(self._at, places.tolist())]
+        best = ranked(ids, scores, limit)
+        chosen = places[best]
+
+        def read(place: int) -> Chunk:
+            part, row = self._at(int(chosen[place]))
+            return part.read(row)
+
+        return Candidates([ids[at] for at in best.tolist()], scores[best], lambda some: self._vectors(chosen[some]), read)
+
+    def _at(self, place: int) -> tuple[Part, int]:
+        """The part that holds a row, and the row's place in it."""
+        home = bisect_right(self._firsts, place) - 1
+        return self.parts[home], place - self._firsts[home]
 
     def _vectors(self, places: Places) -> Matrix:
-        cuts = np.searchsorted(places, self._starts)
-        of_parts = zip(self.parts, self._starts, pairwise(cuts), strict=False)
-        vectors: Matrix = np.concatenate([part.vectors[places[a:b] - start] for part, start, (a, b) in of_parts])
-        return vectors
+        if len(self.parts) == 1:
+            return self.parts[0].vectors[places]
+        return np.stack([part.vectors[row] for part, row in map(self._at, places.tolist())])
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,8 +13,8 @@ import pyarrow as pa
 from retrieval.stores.filters import KEYS, ColumnValue, key_names, kind_of_column, metadata_columns
 from retrieval.stores.lance_filter import in_list
 from retrieval.stores.lance_import import FTS, BTree, FullTextOperator, HnswSq, MatchQuery
-from retrieval.stores.rows import Scores, metadata_from_json, metadata_to_json, ranked
-from retrieval.types import Candidate, Chunk, EmbeddedChunk, Matrix, Vector
+from retrieval.stores.rows import metadata_from_json, metadata_to_json, ranked
+from retrieval.types import Candidates, Chunk, EmbeddedChunk, Matrix, Scores, Vector
 
 T = TypeVar("T")
 
@@ -163,11 +162,16 @@ def vectors_of(table: Any) -> Matrix:
     return vectors
 
 
-def candidates(rows: Any, scores: Scores, limit: int) -> list[Candidate]:
-    """The best rows of an Arrow table; a chunk is decoded when it is asked for."""
+def candidates(rows: Any, scores: Scores, limit: int) -> Candidates:
+    """The best rows of an Arrow table."""
     ids, vectors = rows.column("id").to_pylist(), vectors_of(rows)
     best = ranked(ids, scores, limit)
-    return [Candidate(ids[at], vectors[at], float(scores[at]), partial(chunk_at, rows, at)) for at in best]
+    return Candidates(
+        [ids[at] for at in best.tolist()],
+        scores[best],
+        lambda places: vectors[best[places]],
+        lambda place: chunk_at(rows, int(best[place])),
+    )
 
 
 def chunk_at(rows: Any, place: int) -> Chunk:

@@ -8,13 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from retrieval.errors import DimensionMismatch
-from retrieval.types import EmbeddedChunk, Index, Matrix, Metadata, Vector
-
-Scores = npt.NDArray[np.float64]
-"""Shape (n,), one score per row."""
+from retrieval.types import EmbeddedChunk, Index, Matrix, Metadata, Places, Scores, Vector
 
 
 def place_name(index: Index) -> str:
@@ -62,8 +58,12 @@ def cosines(vectors: Matrix, question: Vector) -> Scores:
     return exact
 
 
-def ranked(ids: Sequence[str], scores: Scores, limit: int) -> list[int]:
-    """Positions of the `limit` highest scores, best first; equal ones by id, so that the order never depends on the store."""
+def ranked(ids: Sequence[str], scores: Scores, limit: int) -> Places:
+    """Places of the `limit` highest scores, best first; equal ones by id, so that the order never depends on the store."""
     least = np.partition(scores, -limit)[-limit] if len(scores) > limit else -np.inf
-    best = [(-scores[place], ids[place], place) for place in np.flatnonzero(scores >= least).tolist()]
-    return [place for _, _, place in sorted(best)[:limit]]
+    places = np.flatnonzero(scores >= least)
+    order: Places = places[np.argsort(-scores[places], kind="stable")]
+    ordered = scores[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.array(sorted(order.tolist(), key=lambda place: (-scores[place], ids[place])), np.intp)
+    return order[:limit]

@@ -26,7 +26,7 @@ from weaviate.classes.tenants import Tenant
 from retrieval.digest import Digest
 from retrieval.errors import FootnoteError, StoreIndexMissing, StoreRejected, StoreUnavailable
 from retrieval.stores.filters import Node, metadata_columns, resolve, wanted_columns
-from retrieval.stores.rows import Scores, check_dimension, check_vector, check_vectors, cosines, place_name, ranked
+from retrieval.stores.rows import check_dimension, check_vector, check_vectors, cosines, place_name, ranked
 from retrieval.stores.weaviate_address import parse_address
 from retrieval.stores.weaviate_connection import WRITE_SECONDS, Connection
 from retrieval.stores.weaviate_errors import IndexMissing
@@ -56,7 +56,7 @@ from retrieval.stores.weaviate_schema import (
     to_where,
     unframed,
 )
-from retrieval.types import Candidate, Chunk, EmbeddedChunk, Filter, Holding, Index, Vector
+from retrieval.types import NO_CANDIDATES, Candidates, Chunk, EmbeddedChunk, Filter, Holding, Index, Scores, Vector
 
 T = TypeVar("T")
 
@@ -173,7 +173,7 @@ class WeaviateStore:
                 name = place_name(index)
                 raise StoreIndexMissing(f"the index {name} does not exist; create it before writing to it") from exc
 
-    async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> list[Candidate]:
+    async def nearest(self, index: Index, vector: Vector, limit: int, filter: Filter | None = None) -> Candidates:
         check_vector(index, vector)
         found = await self._search(
             index,
@@ -183,7 +183,7 @@ class WeaviateStore:
                 vector.tolist(), limit=most, filters=where, include_vector=True, return_properties=CHUNK_FIELDS
             ),
         )
-        return candidates(found, cosines(np.stack([each.vector for each in found]), vector), limit) if found else []
+        return candidates(found, cosines(np.stack([each.vector for each in found]), vector), limit) if found else NO_CANDIDATES
 
     async def keyword(
         self,
@@ -191,9 +191,9 @@ class WeaviateStore:
         terms: Sequence[str],
         limit: int,
         filter: Filter | None = None,
-    ) -> list[Candidate]:
+    ) -> Candidates:
         if not terms:
-            return []
+            return NO_CANDIDATES
         found = await self._search(
             index,
             limit,
@@ -434,10 +434,16 @@ def version_at(seconds: float) -> str:
     return f"{int(seconds * 1e6):016x}"
 
 
-def candidates(found: Sequence[Found], scores: Scores, limit: int) -> list[Candidate]:
+def candidates(found: Sequence[Found], scores: Scores, limit: int) -> Candidates:
     """The best of what was found."""
     places = ranked([each.chunk_id for each in found], scores, limit)
-    return [Candidate(found[at].chunk_id, found[at].vector, float(scores[at]), found[at].read) for at in places]
+    best = [found[at] for at in places.tolist()]
+    return Candidates(
+        [each.chunk_id for each in best],
+        scores[places],
+        lambda some: np.stack([best[at].vector for at in some.tolist()]),
+        lambda at: best[at].read(),
+    )
 
 
 def is_live(found: Found, markers: Mapping[str, Marker | None]) -> bool:

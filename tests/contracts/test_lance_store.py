@@ -64,7 +64,7 @@ class TestLanceStore(StoreContract):
         for manifest in (folder / "_versions").glob("*.manifest"):
             manifest.rename(manifest.with_name(f".tmp_{manifest.name}_unfinished"))
         assert await store.count(index) == 0
-        assert await store.keyword(index, ["word"], 5) == []
+        assert not await store.keyword(index, ["word"], 5)
         await store.create(index)
         await store.replace(index, {"d": document("d", 3)})
         assert await store.count(index) == 3
