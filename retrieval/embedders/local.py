@@ -177,11 +177,12 @@ class LocalEmbedder:
     def _fitting(self, text: str) -> tuple[str, int]:
         """The text as far as the model reads, and its tokens. Chunks are measured before they come here: a cut is a bug."""
         text = clean(text)
-        tokens, window = len(self.tokenizer.token_starts(text)), self.tokenizer.window
-        if tokens <= window:
-            return text, tokens
-        logger.warning("text of %d tokens cut to the window of %d of %s", tokens, window, self.spec)
-        return self.tokenizer.cut(text), window
+        starts = self.tokenizer.token_starts(text)
+        window = self.tokenizer.window
+        if len(starts) <= window:
+            return text, len(starts)
+        logger.warning("text of %d tokens cut to the window of %d of %s", len(starts), window, self.spec)
+        return text[: starts[window]], window
 
 
 class ModelTokenizer:
@@ -196,11 +197,6 @@ class ModelTokenizer:
     def token_starts(self, text: str) -> tuple[int, ...]:
         """A passage is cut, counted and embedded by different hands, one soon after the other: it is tokenised once."""
         return self._remembered(text) if len(text) <= REMEMBERED_CHARACTERS else self._token_starts(text)
-
-    def cut(self, text: str) -> str:
-        """As much of the text as the model reads."""
-        starts = self.token_starts(text)
-        return text if len(starts) <= self.window else text[: starts[self.window]]
 
     def _token_starts(self, text: str) -> tuple[int, ...]:
         encoding = self._tokenizer.encode(clean(text), add_special_tokens=False)

@@ -217,9 +217,9 @@ class Model:
 
 
 class Tokens:
-    """What a model reads of texts; those of a batch are padded to the longest or little more.
+    """What a model reads of texts: as much as its window holds. Those of a batch are padded to the longest or little more.
 
-    What tokenizer.json says of that is somebody's training run: all-MiniLM-L6-v2 would pad to 128.
+    What tokenizer.json says of both is somebody's training run: all-MiniLM-L6-v2 would pad and cut at 128.
     """
 
     def __init__(self, folder: ModelFolder) -> None:
@@ -240,8 +240,9 @@ class Tokens:
     def _padded(self, rows: Sequence[Sequence[int]], width: int, name: str) -> npt.NDArray[np.int64]:
         tensor = np.full((len(rows), width), self._pad if name == "input_ids" else 0, np.int64)
         for line, row in zip(tensor, rows, strict=True):
-            start = width - len(row) if self._on_the_left else 0
-            line[start : start + len(row)] = row
+            kept = row if len(row) <= width else [*row[: width - 1], row[-1]]  # the last one ends the text
+            start = width - len(kept) if self._on_the_left else 0
+            line[start : start + len(kept)] = kept
         return tensor
 
 

@@ -140,7 +140,7 @@ def _save(converted: Any, model: Path, part: Path, reference: Encode, accuracy: 
         (part / "model.bin").unlink(missing_ok=True)  # a new file, whoever still reads the one before
         load().save_model(converted, part / "model.xml", compress_to_fp16=small)
         twin = Model(folder, part, precision, keep=False)
-        cosine = _least_cosine(twin, folder, reference)
+        cosine = _least_cosine(twin, reference)
         same, tokens = _least_same(twin, folder)
         if cosine < accuracy.min_cosine:
             found.append(f"{cosine:.6f} to the original in {precision}, below {accuracy.min_cosine}")
@@ -165,10 +165,10 @@ def _quantised(converted: Any, folder: ModelFolder, names: Sequence[str]) -> Any
     attention = [op for op in ops if op.get_type_name() == "ScaledDotProductAttention"]
     after_gelu = [op for op in ops if op.get_type_name() == "MatMul" and _follows_gelu(op)]
     spared = attention + after_gelu[: math.ceil(len(after_gelu) * IN_FLOATS)]
-    tokens, cut = Tokens(folder), ModelTokenizer(folder).cut
+    tokens = Tokens(folder)
     # Whatever padding is at work: the same vectors wherever a model of this name was quantised.
     tile = TILE if folder.max_seq_length % TILE == 0 else 1
-    tensors = [tokens.tensors([folder.passage_prefix + cut(text)], names, tile=tile) for text in passages()]
+    tensors = [tokens.tensors([folder.passage_prefix + text], names, tile=tile) for text in passages()]
     return nncf.quantize(
         converted,
         nncf.Dataset(tensors),
@@ -186,13 +186,12 @@ def _follows_gelu(op: Any) -> bool:
     return any(port.get_node().get_type_name() == "Gelu" for port in op.input_values())
 
 
-def _least_cosine(twin: Model, folder: ModelFolder, reference: Encode) -> float:
+def _least_cosine(twin: Model, reference: Encode) -> float:
     """Between vectors of the converted model and of `reference`."""
-    texts = list(map(ModelTokenizer(folder).cut, CHECK_TEXTS))
-    expected = reference(texts)
+    expected = reference(CHECK_TEXTS)
     vectors = np.empty_like(expected)
     for start in range(_CHECK_BATCH):
-        vectors[start::_CHECK_BATCH] = twin.encode(texts[start::_CHECK_BATCH])
+        vectors[start::_CHECK_BATCH] = twin.encode(CHECK_TEXTS[start::_CHECK_BATCH])
     return float(cosines(vectors, expected).min())
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from retrieval.embedders.folder import ModelFolder
 from retrieval.embedders.local import BUNDLED_MODEL, REFERENCE_NAME, LocalEmbedder, TorchEngine, open_local
@@ -173,6 +174,16 @@ def test_a_conversion_that_falls_short_is_refused_with_its_figure(cache, folder,
     model = runtime.Core().read_model(converted(cache / "openvino") / "model.xml")
     with pytest.raises(Refused, match=r"least cosine is -?0\.\d+ to the original in \w+, below 0\.9999"):
         openvino_conversion._save(model, BUNDLED, tmp_path, lambda texts: strangers, FULL)
+
+
+def test_what_is_longer_than_the_window_is_cut_as_its_own_tokenizer_would(folder):
+    """As a long question behind a prefix that is longer than that of passages."""
+    itself = Tokenizer.from_file(str(folder.tokenizer_file))
+    itself.no_padding()
+    itself.enable_truncation(folder.max_seq_length)
+    tensors = Tokens(folder).tensors([CHECK_TEXTS[-1], "short"], ["input_ids", "attention_mask"])
+    assert tensors["input_ids"][0].tolist() == itself.encode(CHECK_TEXTS[-1]).ids
+    assert tensors["attention_mask"].sum(axis=1).tolist() == [folder.max_seq_length, 3]
 
 
 class WrongAt:
