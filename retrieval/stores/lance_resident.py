@@ -215,7 +215,10 @@ class Resident:
     def _vectors(self, places: Places) -> Matrix:
         if len(self.parts) == 1:
             return self.parts[0].vectors[places]
-        return np.stack([part.vectors[row] for part, row in map(self._at, places.tolist())])
+        vectors = np.empty((len(places), self.parts[0].vectors.shape[1]), np.float32)
+        for at, (part, row) in enumerate(map(self._at, places.tolist())):
+            vectors[at] = part.vectors[row]
+        return vectors
 
 
 @dataclass

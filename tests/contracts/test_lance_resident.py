@@ -143,6 +143,20 @@ async def test_memory_follows_what_is_written_without_being_loaded_anew(tmp_path
     await store.close()
 
 
+async def test_memory_whose_rows_have_all_died_finds_nothing(store, index):
+    rows = document("a", 5)
+    await store.replace(index, {"a": rows})
+    await resident(store, index)
+    await store.replace(index, {"b": document("b", 5, seed=2)})
+    assert len(await store.nearest(index, rows[0].vector, 20)) == 10
+    await store.replace(index, {"a": [], "b": []})
+    held = await store._resident(index, 10, None)
+    assert held is not None
+    assert (len(held.parts), held.rows) == (2, 0)
+    assert not held.nearest(rows[0].vector, 5)
+    assert not held.keyword(["every"], 5)
+
+
 async def test_a_table_that_was_dropped_and_made_again_is_another(store, index, tmp_path):
     """It has the versions, the row addresses and, mostly, the folder's inode of the one before."""
     other = await open_store(f"lance:{tmp_path}")
