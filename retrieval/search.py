@@ -122,21 +122,26 @@ def _by_both(vector: Vector, nearest: Candidates, matching: Candidates) -> _Scor
     The cosine of every candidate comes from its stored vector, also where only the words found it: without it fusion loses
     1 to 9 points. What only the vectors found keeps a keyword score of 0, which loses nothing.
     """
-    place_of = {id_: place for place, id_ in enumerate(nearest.ids)}
-    places = np.array([place_of.setdefault(id_, len(place_of)) for id_ in matching.ids], np.intp)
-    others = np.flatnonzero(places >= len(nearest))  # found by words only; they come after the nearest
-    alike = cosines(matching.vectors(others), vector) if len(others) else np.empty(0)
+    ids, others = list(nearest.ids), []  # the places in `matching` of what only the words found; they come after the nearest
+    place_of = {id_: place for place, id_ in enumerate(ids)}
+    for at, id_ in enumerate(matching.ids):
+        if id_ not in place_of:
+            place_of[id_] = len(ids)
+            ids.append(id_)
+            others.append(at)
+    places = np.array([place_of[id_] for id_ in matching.ids], np.intp)
+    alike = cosines(matching.vectors(np.array(others)), vector) if others else np.empty(0)
     vector_scores = np.concatenate([nearest.scores, alike])
-    keyword_scores = np.zeros(len(place_of))
+    keyword_scores = np.zeros(len(ids))
     keyword_scores[places] = matching.scores
-    judges = np.zeros(len(place_of), bool)
+    judges = np.zeros(len(ids), bool)
     judges[: min(JUDGES, len(nearest))] = True
     judges[places[:JUDGES]] = True
 
     def read(place: int) -> Chunk:
-        return nearest.read(place) if place < len(nearest) else matching.read(int(others[place - len(nearest)]))
+        return nearest.read(place) if place < len(nearest) else matching.read(others[place - len(nearest)])
 
-    return _Scored(list(place_of), fuse(vector_scores, keyword_scores, judges), vector_scores, keyword_scores, read)
+    return _Scored(ids, fuse(vector_scores, keyword_scores, judges), vector_scores, keyword_scores, read)
 
 
 def _best(scored: _Scored, top_k: int) -> tuple[Hit, ...]:
