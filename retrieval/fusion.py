@@ -22,6 +22,8 @@ T = TypeVar("T")
 # Differences below this are rounding noise of float32 cosines: such a list says nothing, and must not be blown up.
 _NOISE = 1e-6
 
+REMEMBERED_CHARACTERS = 2000
+
 
 def fuse(vector_scores: npt.ArrayLike, keyword_scores: npt.ArrayLike, judged_by: npt.ArrayLike | None = None) -> Scores:
     """One score per candidate from its cosine and its BM25 score (0 where no word matched); higher is better.
@@ -73,7 +75,14 @@ def _peak(scores: Scores) -> float:
     return (float(scores.max()) - float(scores.mean())) / deviation if deviation > _NOISE else 0.0
 
 
-@lru_cache(maxsize=1024)
 def _normal(text: str) -> str:
+    """Questions find the same passages again and again; long ones are not kept, so that few megabytes are."""
+    return _remembered(text) if len(text) <= REMEMBERED_CHARACTERS else _normalised(text)
+
+
+def _normalised(text: str) -> str:
     """Punctuation stays: 1.5 is not 15."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+_remembered = lru_cache(maxsize=1024)(_normalised)

@@ -84,7 +84,7 @@ class ModelFolder:
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             declared = self._json(self.transformer / name).get("pad_token")
             if declared:
-                return str(declared["content"] if isinstance(declared, dict) else declared)
+                return str(declared.get("content", "[PAD]") if isinstance(declared, dict) else declared)
         return self._tokenizer_and_padding[1]
 
     @property

@@ -42,8 +42,8 @@ FEW = 10_000
 """The same of a document's passages."""
 
 QUESTION_TOKENS = 256
-"""Padded tokens of a batch of questions. The model holds 50 kB of memory for each token of the largest batch that it saw, and a
-larger one is hardly faster."""
+"""Padded tokens of a batch of questions. Each stream of the default model holds 50 kB of memory for each token of the largest
+batch that it saw, and a larger one is hardly faster."""
 
 REMEMBERED, REMEMBERED_CHARACTERS = 512, 2000
 """Passages whose tokens are remembered, and their characters at most: some 5 MB in all."""

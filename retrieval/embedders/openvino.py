@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -52,7 +53,6 @@ INT8 = Accuracy(INT8_NAME, 0.994)
 
 STREAMS = 2
 """Batches that are computed side by side, where there are as many cores: a fifth less time than one by one."""
-
 
 KEPT_KERNELS = 64
 """OpenVINO keeps what it makes for each shape of a batch, 2 MB and more; its own limit of 5,000 is hundreds of MB."""
@@ -227,6 +227,8 @@ class Tokens:
         self._pad = self._tokenizer.token_to_id(folder.pad_token) or 0
         self._on_the_left = folder.pads_on_the_left
         self._window = folder.max_seq_length
+        mask = self._tokenizer.encode("x").special_tokens_mask
+        self._tail = len(list(takewhile(bool, reversed(mask))))  # special tokens that end a text
 
     def tensors(
         self, texts: Sequence[str], inputs: Sequence[str], *, tile: int | None = None
@@ -240,7 +242,7 @@ class Tokens:
     def _padded(self, rows: Sequence[Sequence[int]], width: int, name: str) -> npt.NDArray[np.int64]:
         tensor = np.full((len(rows), width), self._pad if name == "input_ids" else 0, np.int64)
         for line, row in zip(tensor, rows, strict=True):
-            kept = row if len(row) <= width else [*row[: width - 1], row[-1]]  # the last one ends the text
+            kept = row if len(row) <= width else [*row[: width - self._tail], *row[len(row) - self._tail :]]
             start = width - len(kept) if self._on_the_left else 0
             line[start : start + len(kept)] = kept
         return tensor

@@ -141,10 +141,11 @@ def _save(converted: Any, model: Path, part: Path, reference: Encode, accuracy: 
         load().save_model(converted, part / "model.xml", compress_to_fp16=small)
         twin = Model(folder, part, precision, keep=False)
         cosine = _least_cosine(twin, reference)
-        same, tokens = _least_same(twin, folder)
         if cosine < accuracy.min_cosine:
             found.append(f"{cosine:.6f} to the original in {precision}, below {accuracy.min_cosine}")
-        elif same < SAME:
+            continue
+        same, tokens = _least_same(twin, folder)
+        if same < SAME:
             found.append(f"{same:.6f} between a text padded to {tokens} tokens and to more in {precision}, below {SAME}")
         else:
             return precision, cosine
@@ -154,14 +155,14 @@ def _save(converted: Any, model: Path, part: Path, reference: Encode, accuracy: 
 def _quantised(converted: Any, folder: ModelFolder, names: Sequence[str]) -> Any:
     """Weights and activations as 8-bit integers, in ranges that the calibration texts show.
 
-    Attention stays in floating point: in integers it is slower, less exact, and wrong where `SAME` says. What comes out of a
-    GELU has rare values far outside the range of the rest: the first layers' products of it stay in floating point as well,
-    and the others share the spread with their weights. On a CPU that adds two products of 8 bits in 16, where they overflow,
-    the weights take 7 bits.
+    Attention stays in floating point, where the graph has it as one operation: in integers it is slower, less exact, and wrong
+    where `SAME` says. What comes out of a GELU has rare values far outside the range of the rest: the first layers' products
+    of it stay in floating point as well, and the others share the spread with their weights. On a CPU that adds two products
+    of 8 bits in 16, where they overflow, the weights take 7 bits.
     """
     import nncf
 
-    ops = converted.get_ops()  # in the order of computing
+    ops = converted.get_ordered_ops()  # in the order of computing, which `get_ops` is not
     attention = [op for op in ops if op.get_type_name() == "ScaledDotProductAttention"]
     after_gelu = [op for op in ops if op.get_type_name() == "MatMul" and _follows_gelu(op)]
     spared = attention + after_gelu[: math.ceil(len(after_gelu) * IN_FLOATS)]

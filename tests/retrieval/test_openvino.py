@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from retrieval.embedders.folder import ModelFolder
 from retrieval.embedders.local import BUNDLED_MODEL, REFERENCE_NAME, LocalEmbedder, TorchEngine, open_local
@@ -176,14 +177,18 @@ def test_a_conversion_that_falls_short_is_refused_with_its_figure(cache, folder,
         openvino_conversion._save(model, BUNDLED, tmp_path, lambda texts: strangers, FULL)
 
 
-def test_what_is_longer_than_the_window_is_cut_as_its_own_tokenizer_would(folder):
+@pytest.mark.parametrize("template", ["[CLS] $A [SEP]", "[CLS] $A", "$A [SEP] [CLS]", "$A"])
+def test_what_is_longer_than_the_window_is_cut_as_its_own_tokenizer_would(template, folder):
     """As a long question behind a prefix that is longer than that of passages."""
     itself = Tokenizer.from_file(str(folder.tokenizer_file))
     itself.no_padding()
+    special = [(token, itself.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    itself.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    folder.tokenizer.post_processor = itself.post_processor
     itself.enable_truncation(folder.max_seq_length)
     tensors = Tokens(folder).tensors([CHECK_TEXTS[-1], "short"], ["input_ids", "attention_mask"])
     assert tensors["input_ids"][0].tolist() == itself.encode(CHECK_TEXTS[-1]).ids
-    assert tensors["attention_mask"].sum(axis=1).tolist() == [folder.max_seq_length, 3]
+    assert tensors["attention_mask"].sum(axis=1).tolist() == [folder.max_seq_length, len(template.split())]
 
 
 class WrongAt:
